@@ -1,0 +1,290 @@
+"""A profile as three values: base URL, credential, limits. Nothing above this module asks which kind it is."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import urlsplit
+
+from medport import _extras
+from medport._call import Call, Family, Reply, Request, Verb
+from medport._http import Channel
+from medport.auth import ApiKey, Credential, GoogleCredential, NoCredential
+from medport.config import Policy, Profile, Resolved, check_location, location_of
+from medport.errors import (
+    AuthError,
+    ConfigError,
+    ConnectionFailed,
+    MedportError,
+    NotFound,
+    PolicyError,
+    RequestTooLarge,
+)
+from medport.results import Provenance
+from medport.wire import checked
+from medport.wire.vertex import (
+    DEPLOYED_MODEL_HEADER,
+    REQUEST_ID_HEADER,
+    EndpointList,
+    EndpointResource,
+    ModelResource,
+    Pins,
+    pins_from_model,
+)
+
+DEDICATED_LIMIT_BYTES = 10_000_000
+SHARED_LIMIT_BYTES = 1_500_000
+"""Vertex documents "10 MB" and "1.5 MB"; the smaller reading of MB is taken (docs: choose an endpoint type)."""
+TARGET_TTL_S = 600.0
+SDK_VERSION = version("medport")
+_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9A-Fa-f:]+\](:\d{1,5})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Where one profile's requests go and how they are made."""
+
+    name: str
+    kind: str
+    profile: Profile = field(repr=False)
+    policy: Policy
+    base_url: str
+    """Of the control plane: where endpoints and models are looked up."""
+    channel: Channel
+    credential: Credential = field(repr=False)
+    stop: Callable[[], None] | None = field(default=None, repr=False)
+    """Ends what ``start`` began, for the in-process backend."""
+
+    def get(self, path: str) -> Request:
+        """A look-up on the control plane."""
+        return Request("GET", f"{self.base_url}/v1/{path}", self.credential.headers())
+
+    def request(self, call: Call[Any], target: Target) -> Request:
+        """The request of ``call``.
+
+        Raises:
+            RequestTooLarge: the body is over the endpoint's limit. Nothing was sent.
+        """
+        if len(call.body) > target.limit_bytes:
+            raise RequestTooLarge(
+                f"the request is {len(call.body) / 1e6:.1f} MB; the endpoint takes {target.limit_bytes / 1e6:g} MB",
+                field="images",
+                remedy="send fewer or smaller images",
+                backend=self.name,
+            )
+        headers = {**self.credential.headers(), "content-type": "application/json"}
+        return Request("POST", target.url(call.verb), headers, call.body, target.server_name)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One endpoint, looked up: where it answers, what it takes, what it serves."""
+
+    endpoint: str
+    base_url: str
+    limit_bytes: int
+    server_name: str | None = None
+    pins: Mapping[str, Pins] = field(default_factory=dict)
+    """By deployed model id."""
+    expires_at: float = 0.0
+
+    def url(self, verb: Verb) -> str:
+        # chat/completions is documented under v1beta1 alone; predict under v1 (wire facts, section 1.1).
+        if verb == "predict":
+            return f"{self.base_url}/v1/{self.endpoint}:predict"
+        return f"{self.base_url}/v1beta1/{self.endpoint}/chat/completions"
+
+
+def start(name: str, resolved: Resolved, profile: Profile) -> Backend:
+    """Make the backend of a profile. The in-process one loads its models here, so this may take seconds.
+
+    Raises:
+        ConfigError: a setting or a package is missing.
+        VerificationError: the in-process snapshot is not what its manifest says.
+    """
+    return _STARTS[profile.backend](name, resolved, profile)
+
+
+def _start_in_process(name: str, resolved: Resolved, profile: Profile) -> Backend:
+    server = _extras.load("medport_local.inprocess", extra="local").start(dict(profile.snapshot) or None)
+    credential = ApiKey(server.api_key) if server.api_key else NoCredential()
+    channel = Channel(socket_path=str(server.socket_path) if server.socket_path else None)
+    return Backend(
+        name, profile.backend, profile, resolved.policy, server.base_url, channel, credential, server.close
+    )
+
+
+def _start_local(name: str, resolved: Resolved, profile: Profile) -> Backend:
+    assert profile.url is not None  # config checks it
+    key = resolved.secret(profile)
+    url = profile.url.rstrip("/")
+    if key and urlsplit(url).scheme == "http" and urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(
+            "an API key is not sent over plain http", field=f"profiles.{name}.url", remedy="use https"
+        )
+    credential = ApiKey(key) if key else NoCredential()
+    return Backend(
+        name, profile.backend, profile, resolved.policy, url, Channel(ca_file=profile.ca_file), credential
+    )
+
+
+def _start_vertex(name: str, resolved: Resolved, profile: Profile) -> Backend:
+    channel = Channel(ca_file=profile.ca_file, use_environment=True)
+    credential = GoogleCredential(file=profile.auth.credentials_file, ca_file=profile.ca_file)
+    return Backend(name, profile.backend, profile, resolved.policy, api_base(profile), channel, credential)
+
+
+_STARTS = {"in-process": _start_in_process, "local": _start_local, "vertex": _start_vertex}
+
+
+def api_base(profile: Profile) -> str:
+    """The control plane's base URL: regional, multi-regional (``us``, ``eu``), global, or as configured."""
+    if profile.api_endpoint:
+        return profile.api_endpoint.rstrip("/")
+    endpoint = profile.medgemma or profile.medsiglip
+    location = profile.location or (location_of(endpoint.endpoint) if endpoint else None)
+    if location in ("us", "eu"):
+        return f"https://aiplatform.{location}.rep.{profile.api_domain}"
+    if location == "global":
+        return f"https://aiplatform.{profile.api_domain}"
+    return f"https://{location}-aiplatform.{profile.api_domain}"
+
+
+def locate(backend: Backend, family: Family) -> Generator[Request, Reply, Target]:
+    """Look an endpoint up: its host, its limits, and the pins of each model deployed to it.
+
+    Yields requests and is sent their replies, or thrown their errors.
+
+    Raises:
+        NotFound: the server has no endpoint for ``family``.
+        PolicyError: the endpoint answers from another location than it is named for, or its host is none that
+            may be sent the credential.
+    """
+    wanted = backend.profile.endpoint(family)
+    if wanted is None:
+        endpoint = yield from _find(backend, family)
+    else:
+        name = _resource_name(wanted.endpoint, backend.profile)
+        try:
+            reply = yield backend.get(name)
+            endpoint = checked(EndpointResource, reply.json())
+        except (AuthError, NotFound, ConnectionFailed):
+            if wanted.dns is None:
+                raise
+            endpoint = EndpointResource(name=name)  # may predict, may not read: the host is in the profile
+    base_url, limit = _reach(backend, endpoint, wanted.dns if wanted else None)
+    pins = {}
+    for deployed in endpoint.deployed_models:
+        pins[deployed.id] = yield from _pins(backend, deployed.model, deployed.model_version_id)
+    return Target(
+        endpoint.name, base_url, limit, backend.profile.server_name, pins, time.monotonic() + TARGET_TTL_S
+    )
+
+
+def _find(backend: Backend, family: Family) -> Generator[Request, Reply, EndpointResource]:
+    """A server of one's own need not be told its endpoints' names: they carry a label."""
+    reply = yield backend.get("projects/-/locations/-/endpoints")
+    for endpoint in checked(EndpointList, reply.json()).endpoints:
+        if endpoint.labels.get("medport-family") == family:
+            return endpoint
+    raise NotFound(f"the server serves no {family}", field=family, remedy=f"start it with --snapshot {family}=DIR")
+
+
+def _resource_name(endpoint: str, profile: Profile) -> str:
+    if location_of(endpoint):
+        return endpoint
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", endpoint):
+        raise ConfigError("this is neither an endpoint id nor a resource name", field="endpoint")
+    return f"projects/{profile.project or '-'}/locations/{profile.location or '-'}/endpoints/{endpoint}"
+
+
+def _reach(backend: Backend, endpoint: EndpointResource, dns: str | None) -> tuple[str, int]:
+    """The data plane's base URL and the size limit of a request."""
+    if backend.kind != "vertex":
+        return backend.base_url, DEDICATED_LIMIT_BYTES
+    if dns is None and not endpoint.dedicated_endpoint_enabled:
+        return backend.base_url, SHARED_LIMIT_BYTES
+    host = dns or endpoint.dedicated_endpoint_dns.removeprefix("https://").rstrip("/")
+    if not host:
+        raise NotFound("the endpoint has no DNS name yet", field="endpoint", remedy="wait a minute and try again")
+    if not _HOST.fullmatch(host):
+        raise PolicyError("the endpoint's DNS name is not a host name", field="dedicatedEndpointDns")
+    if dns is None:  # a host from the profile was chosen by the caller; one from an answer must be Google's
+        _check_host(backend, host, location_of(endpoint.name))
+    return f"https://{host}", DEDICATED_LIMIT_BYTES
+
+
+def _check_host(backend: Backend, host: str, location: str | None) -> None:
+    bare = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    if not any(bare == s or bare.endswith("." + s) for s in backend.profile.dns_suffixes):
+        raise PolicyError(
+            "the endpoint names a host that may not be sent the credential",
+            field="dedicatedEndpointDns",
+            remedy="check the endpoint; dns_suffixes lists the hosts that may",
+        )
+    region = re.match(r"[^.]+\.([a-z]+-[a-z]+\d+)-[^.]+\.", bare)
+    if region and location and region.group(1) != location:
+        raise PolicyError(
+            f"the endpoint is named for {location} and answers from {region.group(1)}", field="endpoint"
+        )
+    if region:
+        check_location(backend.name, region.group(1), backend.policy)
+
+
+def _pins(backend: Backend, model: str, version_id: str) -> Generator[Request, Reply, Pins]:
+    if not model:
+        return Pins()
+    try:
+        # Without the version the *default* one would answer, which need not be the one deployed.
+        reply = yield backend.get(f"{model.partition('@')[0]}@{version_id}" if version_id else model)
+        return pins_from_model(checked(ModelResource, reply.json()))
+    except (AuthError, NotFound):
+        return Pins()  # the role to read models is not needed to predict; the result then says "unknown"
+
+
+def provenance(
+    backend: Backend,
+    target: Target,
+    reply: Reply,
+    *,
+    began_at: float,
+    attempts: int,
+    sampling: Mapping[str, Any],
+) -> Provenance:
+    """Which bytes answered. The one place where a result's provenance is made."""
+    deployed = reply.headers.get(DEPLOYED_MODEL_HEADER.lower())
+    if deployed is None and len(target.pins) == 1:
+        deployed = next(iter(target.pins))
+    pins = target.pins.get(deployed or "", Pins())
+    return Provenance(
+        backend=backend.name,
+        kind=backend.kind,
+        endpoint=target.endpoint,
+        deployed_model_id=deployed,
+        model_id=pins.model_id,
+        revision=pins.revision,
+        image_digest=pins.image_digest,
+        snapshot_sha256=pins.snapshot_sha256,
+        lock_id=pins.lock_id,
+        request_id=reply.headers.get(REQUEST_ID_HEADER.lower()),
+        sdk_version=SDK_VERSION,
+        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        latency_ms=(time.monotonic() - began_at) * 1e3,
+        attempts=attempts,
+        sampling=sampling,
+        prompt_version=None,
+        model_notice=pins.notice,
+        language=backend.profile.language,
+    )
+
+
+def named(error: MedportError, name: str, attempts: int) -> MedportError:
+    """The same error, which now says who was asked and how often."""
+    error.backend = error.backend or name
+    error.attempts = attempts
+    return error

@@ -1,0 +1,603 @@
+"""Client and AsyncClient: one line per verb, and the loops that move the bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from tenacity import AsyncRetrying, Retrying
+
+from medport import backends, config
+from medport._call import Call, Deadline, Family, Flow, Reply, Request
+from medport._http import AsyncHttp, Channel, Http
+from medport._retry import policy
+from medport.backends import Backend, Target
+from medport.errors import AuthError, ConfigError, ConnectionFailed, MedportError, NotFound, Timeout
+from medport.images import Source
+from medport.results import Chat, Classifications, Delta, Embeddings
+from medport.tasks import chat as chat_task
+from medport.tasks import classify as classify_task
+from medport.tasks import embed as embed_task
+from medport.tasks.chat import ChatOptions, Images, Prompt
+from medport.tasks.classify import DEFAULT_TEMPLATES, Labels
+from medport.wire import sse
+
+T = TypeVar("T")
+
+
+class _Clients:
+    """What the two clients share: the profile chain, the backends once started, the endpoints once found."""
+
+    def __init__(self, profile: str | None = None, **settings: Any) -> None:
+        """Use the default profile; without any configuration, phantom models in this process.
+
+        Args:
+            profile: a profile of ``medport.toml``.
+            settings: keys of a profile, such as ``backend="local", url=…, api_key=…, ca_file=…``.
+
+        Raises:
+            ConfigError: an unknown key or profile, or a wrong value.
+            PolicyError: the policy forbids the profile. Nothing was sent.
+        """
+        self._config = config.resolve(profile, settings)
+        self._lock = threading.Lock()
+        self._backends: dict[str, Backend] = {}
+        self._targets: dict[tuple[str, Family], Target] = {}
+        self._closed = False
+
+    @classmethod
+    def from_config(cls, profile: str | None = None, **settings: Any) -> Self:
+        """A client for a named profile; without a name, the default one."""
+        return cls(profile, **settings)
+
+    def __repr__(self) -> str:
+        names = " → ".join(f"{name} ({profile.backend})" for name, profile in self._config.chain)
+        return f"<{type(self).__name__} {names}>"
+
+    def _backend(self, name: str) -> Backend:
+        """The backend of a link of the chain, started at its first use. May take seconds in-process."""
+        with self._lock:
+            if self._closed:
+                raise ConfigError("the client is closed", remedy="make a new one")
+            if name not in self._backends:
+                self._backends[name] = backends.start(name, self._config, dict(self._config.chain)[name])
+            return self._backends[name]
+
+    def _known_target(self, name: str, family: Family) -> Target | None:
+        target = self._targets.get((name, family))
+        return target if target is not None and target.expires_at > time.monotonic() else None
+
+    def _links(self, timeout_s: float | None) -> Iterator[tuple[str, Deadline, bool]]:
+        """Each link of the chain, its deadline, and whether it is the last. One deadline spans them all."""
+        whole = Deadline.after(timeout_s or self._config.profile.timeout_s)
+        names = [name for name, _ in self._config.chain]
+        for i, name in enumerate(names):
+            left = len(names) - i
+            yield name, whole if left == 1 else whole.share(left), left == 1
+
+    def _policy(self, deadline: Deadline, wait_until_ready: float | None) -> dict[str, Any]:
+        ready_by = Deadline.after(wait_until_ready) if wait_until_ready else None
+        return policy(deadline, max_attempts=self._config.profile.max_attempts, ready_by=ready_by)
+
+    def _forget(self, name: str, family: Family, error: MedportError) -> None:
+        """A dedicated host may have moved: look the endpoint up again at the next attempt."""
+        if isinstance(error, NotFound | ConnectionFailed):
+            self._targets.pop((name, family), None)
+
+    def _stop_all(self) -> None:
+        with self._lock:
+            self._closed = True
+            for backend in self._backends.values():
+                if backend.stop is not None:
+                    backend.stop()
+
+
+class Client(_Clients):
+    """MedGemma and MedSigLIP, wherever they run. Safe to share between threads; use as a context manager."""
+
+    def __init__(self, profile: str | None = None, **settings: Any) -> None:
+        super().__init__(profile, **settings)
+        self._pools: dict[Channel, Http] = {}
+
+    def chat(self, prompt: Prompt, images: Images = (), **options: Unpack[ChatOptions]) -> Chat:
+        """Ask MedGemma.
+
+        Args:
+            prompt: a question, or messages ``[{"role": "user", "content": …}, …]`` whose content is text or a
+                list of texts and images.
+            images: one image or several: path, bytes, file, PIL image, uint8/uint16 array, DICOM.
+            options: see ``ChatOptions``.
+
+        Raises:
+            InputError: the prompt, an option or an image is wrong; names the field.
+            MedportError: see ``medport.errors``.
+        """
+        return self._send(
+            chat_task.call(prompt, images, options, stream=False),
+            options.get("timeout_s"),
+            options.get("wait_until_ready"),
+        )
+
+    def chat_stream(self, prompt: Prompt, images: Images = (), **options: Unpack[ChatOptions]) -> ChatStream:
+        """Ask MedGemma and get the answer as it is written.
+
+        Iterate for typed deltas; ``result`` is the whole answer afterwards. Leaving early, by ``close`` or the
+        end of a ``with`` block, stops the work on the server. Arguments and errors as for ``chat``.
+        """
+        return ChatStream(self, chat_task.call(prompt, images, options, stream=True), options)
+
+    def embed_images(self, images: Source | Sequence[Source]) -> Embeddings:
+        """Embed one image or several with MedSigLIP.
+
+        Returns:
+            Vectors float32 ``[n, d]``, L2-normalised. An image that cannot be read is in ``errors``; it does
+            not fail the others.
+
+        Raises:
+            ImageError: not one of the images could be used.
+        """
+        return self._run(embed_task.embed(classify_task.images_of(images), "images"))
+
+    def embed_texts(self, texts: str | Sequence[str]) -> Embeddings:
+        """Embed one text or several with MedSigLIP. Texts longer than 64 tokens are cut by the model.
+
+        Raises:
+            InputError: a text is empty; names which.
+        """
+        given = [texts] if isinstance(texts, str) else list(texts)
+        return self._run(embed_task.embed(embed_task.text_instances(given), "texts"))
+
+    def classify(
+        self,
+        images: Source | Sequence[Source],
+        labels: Labels,
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+    ) -> Classifications:
+        """Score each label for each image, zero-shot, with MedSigLIP.
+
+        Args:
+            images: one image or several.
+            labels: names, or ``{name: [prompt, …]}`` with prompts of your own.
+            templates: sentences with ``{}`` for the label; their embeddings are averaged per label.
+
+        Returns:
+            One entry per image, labels best first, with logit, sigmoid probability and softmax share.
+
+        Raises:
+            InputError: no label, one twice, or a template without ``{}``.
+            ImageError: not one of the images could be used.
+        """
+        return self._run(classify_task.classify(classify_task.images_of(images), labels, templates))
+
+    def close(self) -> None:
+        """Close all connections; the in-process server ends."""
+        for pool in self._pools.values():
+            pool.close()
+        self._stop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pool(self, backend: Backend) -> Http:
+        with self._lock:
+            if backend.channel not in self._pools:
+                self._pools[backend.channel] = Http(backend.channel)
+            return self._pools[backend.channel]
+
+    def _run(self, flow: Flow[T]) -> T:
+        answer = None
+        while True:
+            try:
+                answer = self._send(flow.send(answer))
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    def _send(self, call: Call[T], timeout_s: float | None = None, wait_until_ready: float | None = None) -> T:
+        began = time.monotonic()
+        attempts = 0
+        for name, deadline, last in self._links(timeout_s):
+            try:
+                for attempt in Retrying(**self._policy(deadline, wait_until_ready)):
+                    with attempt:
+                        attempts += 1
+                        backend, target, reply = self._exchange(name, call, deadline)
+                        source = backends.provenance(
+                            backend, target, reply, began_at=began, attempts=attempts, sampling=call.sampling
+                        )
+                        return call.read(reply, source)
+            except MedportError as error:
+                backends.named(error, name, attempts)
+                if last or not error.retryable:
+                    raise
+        raise AssertionError("a chain has at least one link")
+
+    def _exchange(self, name: str, call: Call[Any], deadline: Deadline) -> tuple[Backend, Target, Reply]:
+        backend = self._backend(name)
+        pool = self._pool(backend)
+        try:
+            target = self._target(backend, pool, call.model, deadline)
+            try:
+                return backend, target, pool.send(backend.request(call, target), deadline)
+            except AuthError:
+                if not backend.credential.renew():  # a token may be revoked before its time: one fresh try
+                    raise
+                return backend, target, pool.send(backend.request(call, target), deadline)
+        except MedportError as error:
+            self._forget(name, call.model, error)
+            raise
+
+    def _target(self, backend: Backend, pool: Http, family: Family, deadline: Deadline) -> Target:
+        if (known := self._known_target(backend.name, family)) is not None:
+            return known
+        target = _drive(backends.locate(backend, family), lambda request: pool.send(request, deadline))
+        self._targets[backend.name, family] = target
+        return target
+
+
+class AsyncClient(_Clients):
+    """MedGemma and MedSigLIP, wherever they run, for asyncio. Safe to share between tasks of one loop."""
+
+    def __init__(self, profile: str | None = None, **settings: Any) -> None:
+        super().__init__(profile, **settings)
+        self._pools: dict[Channel, AsyncHttp] = {}
+
+    async def chat(self, prompt: Prompt, images: Images = (), **options: Unpack[ChatOptions]) -> Chat:
+        build = partial(chat_task.call, prompt, images, options, stream=False)
+        call = await _off_loop(build, heavy=_heavy(prompt, images))
+        return await self._send(call, options.get("timeout_s"), options.get("wait_until_ready"))
+
+    def chat_stream(self, prompt: Prompt, images: Images = (), **options: Unpack[ChatOptions]) -> AsyncChatStream:
+        build = partial(chat_task.call, prompt, images, options, stream=True)
+        return AsyncChatStream(self, build, options)
+
+    async def embed_images(self, images: Source | Sequence[Source]) -> Embeddings:
+        instances = await _off_loop(partial(classify_task.images_of, images))
+        return await self._run(embed_task.embed(instances, "images"))
+
+    async def embed_texts(self, texts: str | Sequence[str]) -> Embeddings:
+        given = [texts] if isinstance(texts, str) else list(texts)
+        return await self._run(embed_task.embed(embed_task.text_instances(given), "texts"))
+
+    async def classify(
+        self,
+        images: Source | Sequence[Source],
+        labels: Labels,
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+    ) -> Classifications:
+        instances = await _off_loop(partial(classify_task.images_of, images))
+        return await self._run(classify_task.classify(instances, labels, templates))
+
+    async def close(self) -> None:
+        for pool in self._pools.values():
+            await pool.close()
+        await asyncio.to_thread(self._stop_all)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _pool(self, backend: Backend) -> AsyncHttp:
+        if backend.channel not in self._pools:
+            self._pools[backend.channel] = AsyncHttp(backend.channel)
+        return self._pools[backend.channel]
+
+    async def _run(self, flow: Flow[T]) -> T:
+        answer = None
+        while True:
+            try:
+                answer = await self._send(flow.send(answer))
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    async def _send(
+        self, call: Call[T], timeout_s: float | None = None, wait_until_ready: float | None = None
+    ) -> T:
+        began = time.monotonic()
+        attempts = 0
+        for name, deadline, last in self._links(timeout_s):
+            try:
+                async for attempt in AsyncRetrying(**self._policy(deadline, wait_until_ready)):
+                    with attempt:
+                        attempts += 1
+                        backend, target, reply = await self._exchange(name, call, deadline)
+                        source = backends.provenance(
+                            backend, target, reply, began_at=began, attempts=attempts, sampling=call.sampling
+                        )
+                        return call.read(reply, source)
+            except MedportError as error:
+                backends.named(error, name, attempts)
+                if last or not error.retryable:
+                    raise
+        raise AssertionError("a chain has at least one link")
+
+    async def _exchange(self, name: str, call: Call[Any], deadline: Deadline) -> tuple[Backend, Target, Reply]:
+        backend = await self._ready(name)
+        pool = self._pool(backend)
+        try:
+            target = await self._target(backend, pool, call.model, deadline)
+            try:
+                return backend, target, await pool.send(backend.request(call, target), deadline)
+            except AuthError:
+                if not await asyncio.to_thread(backend.credential.renew):
+                    raise
+                return backend, target, await pool.send(backend.request(call, target), deadline)
+        except MedportError as error:
+            self._forget(name, call.model, error)
+            raise
+
+    async def _ready(self, name: str) -> Backend:
+        """Starting a backend and fetching a token may block: off the loop."""
+        started = self._backends.get(name)
+        backend = started if started is not None else await asyncio.to_thread(self._backend, name)
+        if backend.credential.may_block:
+            await asyncio.to_thread(backend.credential.headers)
+        return backend
+
+    async def _target(self, backend: Backend, pool: AsyncHttp, family: Family, deadline: Deadline) -> Target:
+        if (known := self._known_target(backend.name, family)) is not None:
+            return known
+        target = await _adrive(backends.locate(backend, family), pool, deadline)
+        self._targets[backend.name, family] = target
+        return target
+
+
+class ChatStream:
+    """Deltas as they come; ``result`` when they have all come. Use as a context manager to leave early."""
+
+    def __init__(self, client: Client, call: Call[Chat], options: ChatOptions) -> None:
+        self._client, self._call, self._options = client, call, options
+        self._stack = ExitStack()
+        self._deltas: Generator[Delta, None, Chat] | None = None
+        self._result: Chat | None = None
+
+    @property
+    def result(self) -> Chat:
+        """The whole answer.
+
+        Raises:
+            ConfigError: the stream has not ended yet.
+        """
+        return _finished(self._result)
+
+    def __iter__(self) -> Iterator[Delta]:
+        return self
+
+    def __next__(self) -> Delta:
+        if self._result is not None:
+            raise StopIteration
+        if self._deltas is None:
+            self._deltas = self._read()
+        try:
+            return next(self._deltas)
+        except StopIteration as end:
+            self._result = end.value
+            raise StopIteration from None
+
+    def close(self) -> None:
+        """Stop reading. The server stops generating."""
+        if self._deltas is not None:
+            self._deltas.close()
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _read(self) -> Generator[Delta, None, Chat]:
+        began = time.monotonic()
+        backend, target, head, chunks, attempts, deadline = self._open()
+        collector = chat_task.Collector()
+        with self._stack:
+            try:
+                for event in _events(chunks):
+                    yield from collector.take(event)
+                    _check(deadline)
+                yield from collector.end()
+            except MedportError as error:
+                raise backends.named(error, backend.name, attempts) from error.__cause__
+        source = backends.provenance(
+            backend, target, head, began_at=began, attempts=attempts, sampling=self._call.sampling
+        )
+        return collector.result(source)
+
+    def _open(self) -> tuple[Backend, Target, Reply, Iterator[bytes], int, Deadline]:
+        """Retries and fall-backs happen here, before the first byte; a stream that has begun is not retried."""
+        client, call, attempts = self._client, self._call, 0
+        for name, deadline, last in client._links(self._options.get("timeout_s")):
+            try:
+                for attempt in Retrying(**client._policy(deadline, self._options.get("wait_until_ready"))):
+                    with attempt:
+                        attempts += 1
+                        backend = client._backend(name)
+                        pool = client._pool(backend)
+                        target = client._target(backend, pool, call.model, deadline)
+                        opened = pool.open(backend.request(call, target), deadline)
+                        head, chunks = self._stack.enter_context(opened)
+                        return backend, target, head, chunks, attempts, deadline
+            except MedportError as error:
+                client._forget(name, call.model, error)
+                backends.named(error, name, attempts)
+                if last or not error.retryable:
+                    raise
+        raise AssertionError("a chain has at least one link")
+
+
+class AsyncChatStream:
+    """Deltas as they come; ``result`` when they have all come. Use as an async context manager to leave early."""
+
+    def __init__(self, client: AsyncClient, build: Any, options: ChatOptions) -> None:
+        self._client, self._build, self._options = client, build, options
+        self._stack = AsyncExitStack()
+        self._deltas: AsyncIterator[Delta] | None = None
+        self._result: Chat | None = None
+
+    @property
+    def result(self) -> Chat:
+        """The whole answer.
+
+        Raises:
+            ConfigError: the stream has not ended yet.
+        """
+        return _finished(self._result)
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._deltas is None:
+            self._deltas = self._read()
+        return await anext(self._deltas)
+
+    async def close(self) -> None:
+        """Stop reading. The server stops generating."""
+        if self._deltas is not None:
+            await self._deltas.aclose()  # type: ignore[attr-defined]
+        await self._stack.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _read(self) -> AsyncIterator[Delta]:
+        began = time.monotonic()
+        call = await _off_loop(self._build)
+        backend, target, head, chunks, attempts, deadline = await self._open(call)
+        collector = chat_task.Collector()
+        async with self._stack:
+            try:
+                async for event in _aevents(chunks):
+                    for delta in collector.take(event):
+                        yield delta
+                    _check(deadline)
+                for delta in collector.end():
+                    yield delta
+            except MedportError as error:
+                raise backends.named(error, backend.name, attempts) from error.__cause__
+        source = backends.provenance(
+            backend, target, head, began_at=began, attempts=attempts, sampling=call.sampling
+        )
+        self._result = collector.result(source)
+
+    async def _open(self, call: Call[Chat]) -> tuple[Backend, Target, Reply, AsyncIterator[bytes], int, Deadline]:
+        client, attempts = self._client, 0
+        for name, deadline, last in client._links(self._options.get("timeout_s")):
+            try:
+                retrying = AsyncRetrying(**client._policy(deadline, self._options.get("wait_until_ready")))
+                async for attempt in retrying:
+                    with attempt:
+                        attempts += 1
+                        backend = await client._ready(name)
+                        pool = client._pool(backend)
+                        target = await client._target(backend, pool, call.model, deadline)
+                        opened = pool.open(backend.request(call, target), deadline)
+                        head, chunks = await self._stack.enter_async_context(opened)
+                        return backend, target, head, chunks, attempts, deadline
+            except MedportError as error:
+                client._forget(name, call.model, error)
+                backends.named(error, name, attempts)
+                if last or not error.retryable:
+                    raise
+        raise AssertionError("a chain has at least one link")
+
+
+def _finished(result: Chat | None) -> Chat:
+    if result is None:
+        raise ConfigError("the stream has not ended", field="result", remedy="iterate to its end first")
+    return result
+
+
+def _events(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    decoder = sse.Decoder()
+    for chunk in chunks:
+        for event in decoder.feed(chunk):
+            if event == sse.DONE:
+                return
+            yield event
+    raise _cut()
+
+
+async def _aevents(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    decoder = sse.Decoder()
+    async for chunk in chunks:
+        for event in decoder.feed(chunk):
+            if event == sse.DONE:
+                return
+            yield event
+    raise _cut()
+
+
+def _cut() -> MedportError:
+    return ConnectionFailed("the stream ended before its end mark", remedy="ask again")
+
+
+def _check(deadline: Deadline) -> None:
+    if deadline.remaining_s() < 0:
+        raise Timeout("the deadline passed while the answer was streamed", remedy="give a longer timeout_s")
+
+
+def _heavy(prompt: Prompt, images: object) -> bool:
+    """Whether building the call decodes images. A short text is built faster than a thread is found."""
+    return not isinstance(prompt, str) or images != ()
+
+
+async def _off_loop(work: partial[T], *, heavy: bool = True) -> T:
+    return await asyncio.to_thread(work) if heavy else work()
+
+
+def _drive(flow: Generator[Request, Reply, T], send: Any) -> T:
+    """Run a look-up: each request it yields is sent, each reply or error handed back."""
+    try:
+        request = next(flow)
+        while True:
+            try:
+                reply = send(request)
+            except MedportError as error:
+                request = flow.throw(error)
+            else:
+                request = flow.send(reply)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def _adrive(flow: Generator[Request, Reply, T], pool: AsyncHttp, deadline: Deadline) -> T:
+    try:
+        request = next(flow)
+        while True:
+            try:
+                reply = await pool.send(request, deadline)
+            except MedportError as error:
+                request = flow.throw(error)
+            else:
+                request = flow.send(reply)
+    except StopIteration as end:
+        result: T = end.value
+        return result

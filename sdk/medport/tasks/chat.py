@@ -1,0 +1,284 @@
+"""Chat: prompt, messages and images → one call; thinking split from the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import orjson
+
+from medport import images as im
+from medport._call import Call, Reply
+from medport.errors import InputError, ProtocolError
+from medport.results import Chat, Delta, Provenance, Usage
+from medport.wire import chat as wire
+from medport.wire import checked
+
+Prompt = str | Sequence[Mapping[str, Any]]
+Images = im.Source | Sequence[im.Source]
+
+THINK = "SYSTEM INSTRUCTION: think silently if needed. "
+"""What turns thinking on, put before the system text (MedGemma notebooks, quick start)."""
+_BEGIN, _END, _HEAD = "<unused94>", "<unused95>", "thought\n"
+
+
+class ChatOptions(TypedDict, total=False):
+    """Options of ``chat`` and ``chat_stream``."""
+
+    system: str
+    """What the model is to be, e.g. "You are an expert radiologist."."""
+    max_tokens: int
+    """Longest answer in tokens, thinking included; 1 to 131,072; default 1,024."""
+    temperature: float
+    """0 (default, greedy) to 2."""
+    top_p: float
+    """Sample from the smallest set of tokens with this probability; over 0 to 1."""
+    top_k: int
+    """Sample from so many tokens; -1 or 0: all."""
+    seed: int
+    """Same seed, same text, on the same backend."""
+    stop: str | Sequence[str]
+    """The answer ends before any of these, at most 16."""
+    thinking: bool
+    """Ask the model to think first. Models that cannot, answer at once."""
+    wait_until_ready: float
+    """Seconds to wait for a cold endpoint."""
+    timeout_s: float
+    """Deadline of this call, in place of the profile's."""
+
+
+def call(prompt: Prompt, images: Images, options: ChatOptions, *, stream: bool) -> Call[Chat]:
+    """Build the call.
+
+    Raises:
+        InputError: empty prompt, wrong role, an option out of its range; names the field.
+        ImageError: an image cannot be read; names which.
+    """
+    sampling = _sampling(options)
+    messages = _messages(prompt, as_list(images), options)
+    chosen = {k: v for k, v in sampling.model_dump().items() if k in options or k in ("max_tokens", "temperature")}
+    request = {"messages": messages, **chosen}
+    if stream:
+        request |= {"model": "", "stream": True, "stream_options": {"include_usage": True}}
+        body = orjson.dumps(request)
+    else:
+        body = orjson.dumps({"instances": [{"@requestFormat": wire.REQUEST_FORMAT, **request}]})
+    return Call("medgemma", "chat/completions" if stream else "predict", body, _read, chosen)
+
+
+def _sampling(options: ChatOptions) -> wire.Sampling:
+    unknown = set(options) - set(ChatOptions.__annotations__)
+    if unknown:
+        raise InputError(f"unknown option {sorted(unknown)[0]!r}", remedy="see ChatOptions for those there are")
+    values: dict[str, Any] = {k: options[k] for k in wire.Sampling.model_fields if k in options}  # type: ignore[literal-required]
+    if isinstance(values.get("stop"), str):
+        values["stop"] = [values["stop"]]
+    elif "stop" in values:
+        values["stop"] = list(values["stop"])
+    for key in ("temperature", "top_p"):
+        if type(values.get(key)) is int:
+            values[key] = float(values[key])
+    return checked(wire.Sampling, values)
+
+
+def _messages(prompt: Prompt, images: Sequence[im.Source], options: ChatOptions) -> list[dict[str, Any]]:
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise InputError("the prompt is empty", field="prompt", remedy="ask something")
+        messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
+    else:
+        messages = [_message(i, m) for i, m in enumerate(prompt)]
+        if not messages:
+            raise InputError("there are no messages", field="prompt", remedy="give at least one user message")
+    if images:
+        _attach(messages, images)
+    _add_system(messages, options)
+    return messages
+
+
+def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    at = f"messages[{index}]"
+    if not isinstance(message, Mapping) or message.get("role") not in ("system", "user", "assistant"):
+        raise InputError("a message needs the role system, user or assistant", field=f"{at}.role")
+    content = message.get("content")
+    if isinstance(content, str):
+        if not content.strip():
+            raise InputError(
+                "the message is empty", field=f"{at}.content", remedy="write something or leave it out"
+            )
+        return {"role": message["role"], "content": content}
+    if not isinstance(content, Sequence) or not content:
+        raise InputError("content must be text or a list of parts", field=f"{at}.content")
+    return {"role": message["role"], "content": [_part(f"{at}.content[{i}]", p) for i, p in enumerate(content)]}
+
+
+def _part(at: str, part: object) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, Mapping):
+        return _image_part(part, at)  # type: ignore[arg-type]
+    kind = part.get("type")
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind == "image":
+        return _image_part(part.get("image"), at)  # type: ignore[arg-type]
+    if kind == "image_url" and isinstance(part.get("image_url"), Mapping):
+        return _image_part(part["image_url"].get("url"), at)
+    raise InputError("a part is text, an image, or a dict of type text, image or image_url", field=at)
+
+
+def _image_part(source: im.Source, at: str) -> dict[str, Any]:
+    url: object = source if im.is_remote(source) else _data_url(source, at)
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _data_url(source: im.Source, at: str) -> orjson.Fragment:
+    # A data URL needs no escaping: spliced in as it is, megabytes of it are copied once and never scanned.
+    return orjson.Fragment(b'"' + prepared(source, at).data_url.encode() + b'"')
+
+
+def prepared(source: im.Source | im.PreparedImage, field: str) -> im.PreparedImage:
+    """The image as every backend takes it; one that is prepared already is taken as it is."""
+    if isinstance(source, im.PreparedImage):
+        return source
+    return im.prepare(source if isinstance(source, im.Image) else im.load(source, field=field))
+
+
+def as_list(images: object) -> list[Any]:
+    """One source or several. Bytes, strings and arrays are one source each."""
+    if isinstance(images, list | tuple):
+        return list(images)
+    return [images]
+
+
+def _attach(messages: list[dict[str, Any]], images: Sequence[im.Source]) -> None:
+    """Images go before the text of the last user message: the order of the models' own examples."""
+    last = next((m for m in reversed(messages) if m["role"] == "user"), None)
+    if last is None:
+        raise InputError("images need a user message to stand in", field="images")
+    parts = [_image_part(source, f"images[{i}]") for i, source in enumerate(images)]
+    content = last["content"]
+    last["content"] = [*parts, *([{"type": "text", "text": content}] if isinstance(content, str) else content)]
+
+
+def _add_system(messages: list[dict[str, Any]], options: ChatOptions) -> None:
+    system = options.get("system") or ""
+    if not isinstance(system, str):
+        raise InputError("the system text must be a string", field="system")
+    if messages[0]["role"] == "system":
+        if system:
+            raise InputError("the system text is given twice", field="system", remedy="give it once")
+        first = messages.pop(0)["content"]
+        system = first if isinstance(first, str) else "".join(p.get("text", "") for p in first)
+    if options.get("thinking"):
+        system = THINK + system
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+
+
+def _read(reply: Reply, provenance: Provenance) -> Chat:
+    answer = wire.read_answer(reply.json())
+    thinking, text = split(answer.text)
+    return chat(text, thinking, answer.finish_reason, answer.usage, provenance)
+
+
+def chat(
+    text: str,
+    thinking: str | None,
+    finish_reason: wire.FinishReason | None,
+    usage: wire.Usage | None,
+    provenance: Provenance,
+) -> Chat:
+    """The typed result of a whole answer or of a finished stream."""
+    counts = Usage(**usage.model_dump()) if usage else Usage()
+    return Chat(text, thinking, finish_reason, counts, provenance)
+
+
+def split(answer: str) -> tuple[str | None, str]:
+    """Thinking and text. A thought cut before its end mark stays thought: the text is then empty."""
+    before, end, after = answer.partition(_END)
+    if _BEGIN in before or end:
+        thought = before.partition(_BEGIN)[2] if _BEGIN in before else before
+        return thought.removeprefix(_HEAD).strip(), after.strip()
+    return None, answer.strip()
+
+
+class Splitter:
+    """The same for a stream: text comes in cut anywhere, deltas go out as soon as their kind is certain."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._state = "start"
+
+    def feed(self, text: str) -> list[Delta]:
+        self._held += text
+        deltas: list[Delta] = []
+        if self._state == "start":
+            opening = _BEGIN + _HEAD
+            if self._held.startswith(opening):
+                self._held, self._state = self._held[len(opening) :], "thinking"
+            elif not opening.startswith(self._held):
+                self._state = "text"
+        if self._state == "thinking":
+            thought, end, after = self._held.partition(_END)
+            keep = 0 if end else _overlap(thought, _END)
+            self._held = after if end else thought[len(thought) - keep :]
+            thought = thought[: len(thought) - keep]
+            if thought:
+                deltas.append(Delta(thinking=thought))
+            if end:
+                self._state = "text"
+        if self._state == "text" and self._held:
+            deltas.append(Delta(text=self._held))
+            self._held = ""
+        return deltas
+
+    def close(self) -> list[Delta]:
+        """What was held back when the stream ended."""
+        rest, self._held = self._held, ""
+        if not rest:
+            return []
+        return [Delta(thinking=rest) if self._state == "thinking" else Delta(text=rest)]
+
+
+def _overlap(text: str, mark: str) -> int:
+    """Length of the longest end of ``text`` that could be the beginning of ``mark``."""
+    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)
+
+
+class Collector:
+    """Stream events in, deltas out, and at the end the whole result."""
+
+    def __init__(self) -> None:
+        self._splitter = Splitter()
+        self._text: list[str] = []
+        self._thinking: list[str] = []
+        self.finish_reason: wire.FinishReason | None = None
+        self.usage: wire.Usage | None = None
+
+    def take(self, event: bytes) -> list[Delta]:
+        """Read one event.
+
+        Raises:
+            ProtocolError: it is not a JSON chunk.
+            MedportError: it reports an error.
+        """
+        try:
+            piece = wire.read_piece(orjson.loads(event))
+        except orjson.JSONDecodeError:
+            raise ProtocolError("a stream event is not JSON", remedy="check the URL") from None
+        self.finish_reason = piece.finish_reason or self.finish_reason
+        self.usage = piece.usage or self.usage
+        return self._note(self._splitter.feed(piece.text))
+
+    def end(self) -> list[Delta]:
+        return self._note(self._splitter.close())
+
+    def result(self, provenance: Provenance) -> Chat:
+        thinking = "".join(self._thinking).strip() if self._thinking else None
+        return chat("".join(self._text).strip(), thinking, self.finish_reason, self.usage, provenance)
+
+    def _note(self, deltas: list[Delta]) -> list[Delta]:
+        self._text += [d.text for d in deltas if d.text]
+        self._thinking += [d.thinking for d in deltas if d.thinking]
+        return deltas

@@ -1,0 +1,168 @@
+"""Embeddings: images and texts → calls under the byte limit → float32 vectors, with an error per item."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import orjson
+
+from medport import images as im
+from medport._call import Call, Flow, Reply
+from medport.errors import ImageError, InputError, MedportError, ProtocolError, ServerError
+from medport.results import Embeddings, Float32, Provenance
+from medport.tasks.chat import prepared
+from medport.wire.vertex import error_in_body
+
+BATCH_BYTES = 1_400_000
+"""Under the 1.5 MB of a shared endpoint, so that one rule holds on every backend."""
+BATCH_ITEMS = 100
+"""What the reference server runs as one batch (its default per batch prediction)."""
+_OPEN, _CLOSE = b'{"instances":[', b"]}"
+_INPUT_ERRORS = {"INTERNAL_ERROR": ServerError, "INVALID_REQUEST_FIELD_ERROR": InputError}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one request gave: vectors, the scale and bias that came along, errors by position in the batch."""
+
+    vectors: Float32
+    scale: float
+    bias: float
+    errors: Mapping[int, MedportError]
+    provenance: Provenance
+
+
+def image_instances(sources: Sequence[im.Source]) -> list[bytes | MedportError]:
+    """The instance of each image as JSON, or why it has none. CPU work."""
+    return [_image_instance(source, f"images[{i}]") for i, source in enumerate(sources)]
+
+
+def text_instances(texts: Sequence[str]) -> list[bytes | MedportError]:
+    """The instance of each text as JSON.
+
+    Raises:
+        InputError: a text is empty or not a string; names which.
+    """
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise InputError("the text is empty", field=f"texts[{i}]", remedy="give some words")
+    return [orjson.dumps({"text": text}) for text in texts]
+
+
+def _image_instance(source: im.Source, field: str) -> bytes | MedportError:
+    try:
+        if im.is_remote(source):
+            key = "gcs_uri" if str(source).startswith("gs://") else "image_url"
+            return orjson.dumps({"image": {key: str(source)}})
+        return b'{"image":{"input_bytes":"' + prepared(source, field).base64.encode() + b'"}}'
+    except InputError as error:
+        return error
+
+
+def embed(instances: Sequence[bytes | MedportError], field: str) -> Flow[Embeddings]:
+    """The job: as many requests as the byte limit asks for, put together in order.
+
+    Raises:
+        InputError: nothing was given.
+        MedportError: not one item could be embedded.
+    """
+    if not instances:
+        raise InputError(f"there are no {field}", field=field, remedy=f"give at least one of {field}")
+    errors: dict[int, MedportError] = {i: e for i, e in enumerate(instances) if isinstance(e, MedportError)}
+    good = [(i, e) for i, e in enumerate(instances) if isinstance(e, bytes)]
+    if not good:
+        raise errors[0]
+    rows: dict[int, Float32] = {}
+    last: Batch | None = None
+    for group in _batches(good):
+        body = _OPEN + b",".join(instance for _, instance in group) + _CLOSE
+        last = yield Call("medsiglip", "predict", body, partial(_read, count=len(group)))
+        for at, (position, _) in enumerate(group):
+            if at in last.errors:
+                error = last.errors[at]
+                error.field = f"{field}[{position}]"
+                errors[position] = error
+            else:
+                rows[position] = last.vectors[at]
+    assert last is not None
+    if not rows:
+        raise errors[min(errors)]
+    width = {len(row) for row in rows.values()}
+    if len(width) != 1:
+        raise ProtocolError("embeddings of different lengths came back", field="embedding")
+    vectors = np.full((len(instances), width.pop()), np.nan, np.float32)
+    for position, row in rows.items():
+        vectors[position] = row
+    return Embeddings(
+        vectors, math.exp(last.scale), last.bias, dict(sorted(errors.items())), replace(last.provenance)
+    )
+
+
+def _batches(items: Sequence[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    group: list[tuple[int, bytes]] = []
+    size = 0
+    for item in items:
+        if group and (size + len(item[1]) > BATCH_BYTES or len(group) == BATCH_ITEMS):
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += len(item[1]) + 1
+    if group:
+        yield group
+
+
+def _read(reply: Reply, provenance: Provenance, *, count: int) -> Batch:
+    body = reply.json()
+    error_in_body(body)
+    predictions = body.get("predictions") if isinstance(body, Mapping) else None
+    error_in_body(predictions)
+    if not isinstance(predictions, list) or len(predictions) != count:
+        raise ProtocolError("there is not one prediction for each instance", field="predictions")
+    errors = {i: _item_error(p) for i, p in enumerate(predictions) if "embedding" not in p}
+    good = [p for i, p in enumerate(predictions) if i not in errors]
+    vectors = _vectors([p["embedding"] for p in good])
+    full = np.full((count, vectors.shape[1]), np.nan, np.float32) if errors else vectors
+    if errors:
+        full[[i for i in range(count) if i not in errors]] = vectors
+    scale, bias = (_number(good[0].get(k)) if good else 0.0 for k in ("model_temperature", "model_bias"))
+    return Batch(full, scale, bias, errors, provenance)
+
+
+def _vectors(rows: Sequence[Any]) -> Float32:
+    """float32 ``[n, d]``, each row of length one.
+
+    Raises:
+        ProtocolError: rows of different lengths, not numbers, or not finite.
+    """
+    if not rows:
+        return np.empty((0, 0), np.float32)
+    try:
+        vectors = np.array(rows, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise ProtocolError("the embeddings are not equally long lists of numbers", field="embedding") from None
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise ProtocolError("an embedding holds a value that is no finite number", field="embedding")
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if (lengths == 0).any():
+        raise ProtocolError("an embedding is all zeros", field="embedding")
+    return np.asarray(vectors / lengths, np.float32)
+
+
+def _item_error(prediction: object) -> MedportError:
+    error = prediction.get("error") if isinstance(prediction, Mapping) else None
+    if not isinstance(error, Mapping):
+        raise ProtocolError("a prediction holds neither an embedding nor an error", field="predictions")
+    code = str(error.get("code") or "UNKNOWN_ERROR")
+    kind = _INPUT_ERRORS.get(code, ImageError)
+    return kind(f"the server could not use this item ({code})", remedy="check the file")
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ProtocolError("the logit scale or bias is missing", field="model_temperature")
+    return float(value)

@@ -1,0 +1,235 @@
+"""The chat request, reply and stream chunk: the OpenAI form that both MedGemma containers document.
+
+The client writes one form only. ``:predict`` carries it as ``{"instances": [{"@requestFormat":
+"chatCompletions", …}]}``; ``…/chat/completions`` carries it bare, and streams. The reader takes every form of
+reply that was seen from a serving container.
+
+Source: Google-Health/medgemma, notebooks/quick_start_with_model_garden.ipynb; OpenAI API reference, Chat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from medport.errors import ProtocolError
+from medport.wire.vertex import error_in_body
+
+REQUEST_FORMAT = "chatCompletions"
+DEFAULT_MAX_TOKENS = 1024
+MAX_TOKENS_LIMIT = 131_072
+"""No MedGemma has a longer context than 128 K tokens, so no answer can be longer (model card)."""
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "content_filter"]
+
+
+class Sampling(BaseModel):
+    """How tokens are chosen. ``temperature`` 0, the default, is greedy."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS_LIMIT)] = DEFAULT_MAX_TOKENS
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000)] = -1
+    """-1 and 0 both mean all tokens, as in vLLM."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)] = []
+
+
+class TextPart(BaseModel):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ImageUrl(BaseModel):
+    url: str
+
+
+class ImagePart(BaseModel):
+    type: Literal["image_url"] = "image_url"
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(BaseModel):
+    role: Role
+    content: str | list[Part]
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(Sampling):
+    """One chat request as the server reads it. Unknown keys are ignored, as the OpenAI form expects."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    model: str = ""
+    messages: Annotated[list[Message], Field(min_length=1)]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+
+class ReplyMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str = ""
+
+
+class Choice(BaseModel):
+    index: int = 0
+    message: ReplyMessage
+    finish_reason: FinishReason | None = None
+
+
+class Usage(BaseModel):
+    """Token counts. An image counts as the soft tokens it becomes (256 in MedGemma)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class ChatReply(BaseModel):
+    id: str = ""
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int = 0
+    model: str = ""
+    choices: list[Choice]
+    usage: Usage = Usage()
+
+
+class ChunkDelta(BaseModel):
+    role: Literal["assistant"] | None = None
+    content: str = ""
+    """Always present: Google's own notebook reads it from every chunk."""
+
+
+class ChunkChoice(BaseModel):
+    index: int = 0
+    delta: ChunkDelta
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(BaseModel):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int = 0
+    model: str = ""
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class Answer(BaseModel):
+    """What the client needs of a reply, whatever form it came in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    finish_reason: FinishReason | None
+    usage: Usage
+    id: str = ""
+
+
+class Piece(BaseModel):
+    """What the client needs of one stream chunk."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    id: str = ""
+
+
+def read_answer(body: object) -> Answer:
+    """Read a chat reply: Vertex's envelope or bare, ``predictions`` an object, a list, or strings.
+
+    Raises:
+        MedportError: the body reports an error, even under HTTP 200 (the "dicom" container does so).
+        ProtocolError: the body holds no answer.
+    """
+    error_in_body(body)
+    if isinstance(body, Mapping) and "predictions" in body:
+        body = body["predictions"]
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
+    error_in_body(body)
+    if isinstance(body, str):
+        return Answer(text=_without_echo(body), finish_reason=None, usage=Usage())
+    choice = _first_choice(body)
+    message = choice.get("message")
+    text = _text_of(message.get("content")) if isinstance(message, Mapping) else None
+    if text is None:
+        raise ProtocolError("the reply's first choice holds no message text", field="choices[0].message")
+    assert isinstance(body, Mapping)
+    return Answer(
+        text=text, finish_reason=_finish(choice), usage=_usage(body) or Usage(), id=str(body.get("id") or "")
+    )
+
+
+def read_piece(body: object) -> Piece:
+    """Read one stream chunk.
+
+    Raises:
+        MedportError: the chunk reports an error that came up in mid-stream.
+        ProtocolError: the chunk cannot be read.
+    """
+    error_in_body(body)
+    if not isinstance(body, Mapping):
+        raise ProtocolError("a stream chunk is not a JSON object")
+    identity = str(body.get("id") or "")
+    if body.get("choices") == []:  # the usage-only chunk of stream_options.include_usage
+        return Piece(usage=_usage(body), id=identity)
+    choice = _first_choice(body)
+    delta = choice.get("delta")
+    text = _text_of(delta.get("content")) if isinstance(delta, Mapping) else None
+    return Piece(text=text or "", finish_reason=_finish(choice), usage=_usage(body), id=identity)
+
+
+def _first_choice(body: object) -> Mapping[str, Any]:
+    choices = body.get("choices") if isinstance(body, Mapping) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        raise ProtocolError(
+            "the answer holds no choices",
+            field="choices",
+            remedy="check that the endpoint serves MedGemma by the chatCompletions format",
+        )
+    return choices[0]
+
+
+def _text_of(content: object) -> str | None:
+    if content is None or isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, Mapping)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return None
+
+
+def _finish(choice: Mapping[str, Any]) -> FinishReason | None:
+    reason = choice.get("finish_reason")
+    return reason if reason in ("stop", "length", "content_filter") else None
+
+
+def _usage(body: Mapping[str, Any]) -> Usage | None:
+    usage = body.get("usage")
+    if not isinstance(usage, Mapping):
+        return None
+    counts = {k: v for k in Usage.model_fields if isinstance(v := usage.get(k), int)}
+    return Usage(**counts)
+
+
+def _without_echo(text: str) -> str:
+    """A raw-prompt answer repeats the prompt unless ``raw_response`` was asked for."""
+    if text.startswith("Prompt:\n"):
+        return text.partition("\nOutput:\n")[2]
+    return text

@@ -1,0 +1,222 @@
+"""Vertex AI's envelopes, errors and resources, as far as medport uses them; ours on the local server too.
+
+Source: Vertex AI REST reference (projects.locations.endpoints, .models); google/rpc/status.proto.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+from medport.errors import MedportError, NotReady, class_for, row_of
+
+DEPLOYED_MODEL_HEADER = "X-Vertex-AI-Deployed-Model-Id"
+REQUEST_ID_HEADER = "X-Request-Id"
+ERROR_DOMAIN = "medport"
+_ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+
+
+class Resource(BaseModel):
+    """Read leniently: fields that we do not use are dropped, camelCase and snake_case both taken."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+
+class DeployedModel(Resource):
+    id: str
+    model: str = ""
+    model_version_id: str = ""
+    display_name: str = ""
+
+
+class EndpointResource(Resource):
+    name: str
+    display_name: str = ""
+    labels: dict[str, str] = {}
+    dedicated_endpoint_enabled: bool = False
+    dedicated_endpoint_dns: str = ""
+    deployed_models: list[DeployedModel] = []
+    traffic_split: dict[str, int] = {}
+
+
+class EndpointList(Resource):
+    endpoints: list[EndpointResource] = []
+
+
+class EnvVar(Resource):
+    name: str
+    value: str = ""
+
+
+class ContainerSpec(Resource):
+    image_uri: str = ""
+    args: list[str] = []
+    env: list[EnvVar] = []
+
+
+class ModelResource(Resource):
+    name: str
+    version_id: str = ""
+    display_name: str = ""
+    description: str = ""
+    version_description: str = ""
+    labels: dict[str, str] = {}
+    container_spec: ContainerSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """What a model version says about the bytes it serves. ``None``: it does not say."""
+
+    model_id: str | None = None
+    revision: str | None = None
+    image_digest: str | None = None
+    snapshot_sha256: str | None = None
+    lock_id: str | None = None
+    notice: str | None = None
+    """A warning that belongs to the model itself, such as that it is a phantom."""
+
+
+# A label value holds 63 characters and a sha256 in hex is 64: base32 without padding needs 52, losslessly.
+_LABELS = {
+    "snapshot_sha256": "medport-snap",
+    "image_digest": "medport-image",
+    "lock_id": "medport-lock",
+}
+_ENV = {"model_id": "MODEL_ID", "revision": "MEDPORT_REVISION", "snapshot_sha256": "MEDPORT_SNAPSHOT_SHA256"}
+
+
+def model_from_pins(name: str, version_id: str, pins: Pins) -> dict[str, Any]:
+    """The Model resource that carries ``pins``, as the local server shows it and the deploy tools upload it."""
+    labels = {_LABELS[key]: to_label(value) for key in _LABELS if (value := getattr(pins, key))}
+    if pins.revision:
+        labels["medport-rev"] = pins.revision
+    env = [{"name": _ENV[key], "value": value} for key in _ENV if (value := getattr(pins, key))]
+    return {
+        "name": name,
+        "versionId": version_id,
+        "displayName": pins.model_id or "",
+        "description": pins.notice or "",
+        "labels": labels,
+        "containerSpec": {"env": env},
+    }
+
+
+def pins_from_model(model: ModelResource) -> Pins:
+    """What a Model version says of its bytes: labels first, then the container's environment and image."""
+    spec = model.container_spec or ContainerSpec()
+    env = {variable.name: variable.value for variable in spec.env}
+    found: dict[str, str | None] = {key: env.get(name) or None for key, name in _ENV.items()}
+    found |= {key: from_label(model.labels[name]) for key, name in _LABELS.items() if name in model.labels}
+    _, _, digest = spec.image_uri.partition("@sha256:")
+    return Pins(
+        model_id=found["model_id"] or model.display_name or None,
+        revision=model.labels.get("medport-rev") or found["revision"],
+        image_digest=found.get("image_digest") or digest or None,
+        snapshot_sha256=found.get("snapshot_sha256"),
+        lock_id=found.get("lock_id"),
+        notice=model.description or None,
+    )
+
+
+def to_label(hex_digest: str) -> str:
+    """A sha256 in hex as 52 characters that a label may hold."""
+    return base64.b32encode(bytes.fromhex(hex_digest)).decode().rstrip("=").lower()
+
+
+def from_label(label: str) -> str | None:
+    """The hex digest that ``to_label`` wrote; ``None`` if it is something else."""
+    try:
+        return base64.b32decode(label.upper() + "=" * (-len(label) % 8)).hex() or None
+    except ValueError:
+        return None
+
+
+def error_body(error: MedportError) -> dict[str, Any]:
+    """Google's error envelope; ``details`` makes it exact for our own client."""
+    row = row_of(error)
+    metadata = {k: v for k in ("field", "remedy") if (v := getattr(error, k))}
+    detail = {"@type": _ERROR_INFO, "reason": row.reason, "domain": ERROR_DOMAIN, "metadata": metadata}
+    return {"error": {"code": row.http, "message": error.message, "status": row.status, "details": [detail]}}
+
+
+def error_from(http: int, body: bytes, *, retry_after_s: float | None = None) -> MedportError:
+    """The typed error for an answer with an error status, whatever its body is."""
+    try:
+        parsed: object = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        parsed = body[:2048].decode("utf-8", "replace")
+    if isinstance(parsed, list) and parsed:  # streaming REST methods wrap the envelope in an array
+        parsed = parsed[0]
+    found = _error_of(parsed, http) if isinstance(parsed, Mapping) else None
+    if found is None:
+        found = _typed(http, parsed if isinstance(parsed, str) else "", None, {})
+    found.retry_after_s = retry_after_s
+    return found
+
+
+def error_in_body(body: object) -> None:
+    """Raise the error that a body reports, even under HTTP 200."""
+    if isinstance(body, Mapping) and "error" in body and (found := _error_of(body, 200)) is not None:
+        raise found
+
+
+def _error_of(body: Mapping[str, Any], http: int) -> MedportError | None:
+    error = body.get("error")
+    if error is None:
+        return None
+    if not isinstance(error, Mapping):
+        return _typed(http, str(error), None, {})
+    code = error.get("code")
+    if http == 200 and isinstance(code, int) and code >= 400:
+        http = code
+    for detail in error.get("details") or []:
+        if isinstance(detail, Mapping) and detail.get("domain") == ERROR_DOMAIN:
+            return _typed(http, str(error.get("message")), detail.get("reason"), detail.get("metadata") or {})
+    return _typed(http, str(error.get("message") or ""), None, {})
+
+
+def _typed(http: int, message: str, reason: str | None, metadata: Mapping[str, Any]) -> MedportError:
+    if reason is not None:
+        kind = class_for(http, reason)
+        return kind(message, field=metadata.get("field"), remedy=metadata.get("remedy"))
+    # A cold endpoint answers 429 with a plain string (seen from scale-to-zero): it is not a quota.
+    if http in (429, 503) and "not yet ready" in message:
+        return NotReady(
+            "the endpoint is scaled to zero or starting", remedy="wait, or give wait_until_ready=SECONDS"
+        )
+    if http == 400 and "traffic_split" in message:
+        return NotReady("the endpoint has no model with traffic", remedy="deploy a model to it")
+    if http == 200:
+        http = 400  # the "dicom" container reports input errors under HTTP 200
+        return class_for(http)(f"the server refused the request: {scrubbed(message)}", remedy=_REMEDY[400])
+    text = scrubbed(message)
+    said = f": {text}" if text else ""
+    return class_for(http)(f"the server answered HTTP {http}{said}", remedy=_REMEDY.get(http))
+
+
+_REMEDY = {
+    400: "change the request; sending it again will not help",
+    401: "check the API key or the credential of this profile",
+    403: "the credential is known but may not do this; ask for the role",
+    404: "check the endpoint's id, project and location",
+    413: "send fewer or smaller images",
+    429: "wait and try again, or raise the quota",
+    503: "try again; if it lasts, run: medport doctor",
+}
+
+
+def scrubbed(message: str) -> str:
+    """A foreign server's message without what it may quote from the request: first line, no quoted text."""
+    line = message.strip().split("\n", 1)[0]
+    if line.lstrip().startswith("<"):  # an HTML page
+        return ""
+    line = re.sub(r"'[^']*'?|\"[^\"]*\"?|[A-Za-z0-9+/=_-]{48,}", "…", line)
+    return line[:200]
