@@ -5,7 +5,7 @@
 >>> client.chat("Describe this X-ray", images="cxr.dcm")  # doctest: +SKIP
 """
 
-from medport.client import AsyncChatStream, AsyncClient, ChatStream, Client
+from medport.client import AsyncClient, Client
 from medport.errors import (
     AuthError,
     ConfigError,
@@ -34,6 +34,7 @@ from medport.results import (
     Score,
     Usage,
 )
+from medport.stream import AsyncChatStream, ChatStream
 from medport.tasks.chat import ChatOptions
 
 __all__ = [

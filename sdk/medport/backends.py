@@ -72,7 +72,7 @@ class Backend:
         """
         if len(call.body) > target.limit_bytes:
             raise RequestTooLarge(
-                f"the request is {len(call.body) / 1e6:.1f} MB; the endpoint takes {target.limit_bytes / 1e6:g} MB",
+                f"the request is {len(call.body) / 1e6:.1f} MB, over the {target.limit_bytes / 1e6:g} MB limit",
                 field="images",
                 remedy="send fewer or smaller images",
                 backend=self.name,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -18,15 +17,15 @@ from medport._call import Call, Deadline, Family, Flow, Reply, Request
 from medport._http import AsyncHttp, Channel, Http
 from medport._retry import policy
 from medport.backends import Backend, Target
-from medport.errors import AuthError, ConfigError, ConnectionFailed, MedportError, NotFound, Timeout
+from medport.errors import AuthError, ConfigError, ConnectionFailed, MedportError, NotFound
 from medport.images import Source
-from medport.results import Chat, Classifications, Delta, Embeddings
+from medport.results import Chat, Classifications, Embeddings
+from medport.stream import AsyncChatStream, ChatStream
 from medport.tasks import chat as chat_task
 from medport.tasks import classify as classify_task
 from medport.tasks import embed as embed_task
 from medport.tasks.chat import ChatOptions, Images, Prompt
 from medport.tasks.classify import DEFAULT_TEMPLATES, Labels
-from medport.wire import sse
 
 T = TypeVar("T")
 
@@ -356,211 +355,6 @@ class AsyncClient(_Clients):
         target = await _adrive(backends.locate(backend, family), pool, deadline)
         self._targets[backend.name, family] = target
         return target
-
-
-class ChatStream:
-    """Deltas as they come; ``result`` when they have all come. Use as a context manager to leave early."""
-
-    def __init__(self, client: Client, call: Call[Chat], options: ChatOptions) -> None:
-        self._client, self._call, self._options = client, call, options
-        self._stack = ExitStack()
-        self._deltas: Generator[Delta, None, Chat] | None = None
-        self._result: Chat | None = None
-
-    @property
-    def result(self) -> Chat:
-        """The whole answer.
-
-        Raises:
-            ConfigError: the stream has not ended yet.
-        """
-        return _finished(self._result)
-
-    def __iter__(self) -> Iterator[Delta]:
-        return self
-
-    def __next__(self) -> Delta:
-        if self._result is not None:
-            raise StopIteration
-        if self._deltas is None:
-            self._deltas = self._read()
-        try:
-            return next(self._deltas)
-        except StopIteration as end:
-            self._result = end.value
-            raise StopIteration from None
-
-    def close(self) -> None:
-        """Stop reading. The server stops generating."""
-        if self._deltas is not None:
-            self._deltas.close()
-        self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-    def _read(self) -> Generator[Delta, None, Chat]:
-        began = time.monotonic()
-        backend, target, head, chunks, attempts, deadline = self._open()
-        collector = chat_task.Collector()
-        with self._stack:
-            try:
-                for event in _events(chunks):
-                    yield from collector.take(event)
-                    _check(deadline)
-                yield from collector.end()
-            except MedportError as error:
-                raise backends.named(error, backend.name, attempts) from error.__cause__
-        source = backends.provenance(
-            backend, target, head, began_at=began, attempts=attempts, sampling=self._call.sampling
-        )
-        return collector.result(source)
-
-    def _open(self) -> tuple[Backend, Target, Reply, Iterator[bytes], int, Deadline]:
-        """Retries and fall-backs happen here, before the first byte; a stream that has begun is not retried."""
-        client, call, attempts = self._client, self._call, 0
-        for name, deadline, last in client._links(self._options.get("timeout_s")):
-            try:
-                for attempt in Retrying(**client._policy(deadline, self._options.get("wait_until_ready"))):
-                    with attempt:
-                        attempts += 1
-                        backend = client._backend(name)
-                        pool = client._pool(backend)
-                        target = client._target(backend, pool, call.model, deadline)
-                        opened = pool.open(backend.request(call, target), deadline)
-                        head, chunks = self._stack.enter_context(opened)
-                        return backend, target, head, chunks, attempts, deadline
-            except MedportError as error:
-                client._forget(name, call.model, error)
-                backends.named(error, name, attempts)
-                if last or not error.retryable:
-                    raise
-        raise AssertionError("a chain has at least one link")
-
-
-class AsyncChatStream:
-    """Deltas as they come; ``result`` when they have all come. Use as an async context manager to leave early."""
-
-    def __init__(self, client: AsyncClient, build: Any, options: ChatOptions) -> None:
-        self._client, self._build, self._options = client, build, options
-        self._stack = AsyncExitStack()
-        self._deltas: AsyncIterator[Delta] | None = None
-        self._result: Chat | None = None
-
-    @property
-    def result(self) -> Chat:
-        """The whole answer.
-
-        Raises:
-            ConfigError: the stream has not ended yet.
-        """
-        return _finished(self._result)
-
-    def __aiter__(self) -> AsyncIterator[Delta]:
-        return self
-
-    async def __anext__(self) -> Delta:
-        if self._deltas is None:
-            self._deltas = self._read()
-        return await anext(self._deltas)
-
-    async def close(self) -> None:
-        """Stop reading. The server stops generating."""
-        if self._deltas is not None:
-            await self._deltas.aclose()  # type: ignore[attr-defined]
-        await self._stack.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def _read(self) -> AsyncIterator[Delta]:
-        began = time.monotonic()
-        call = await _off_loop(self._build)
-        backend, target, head, chunks, attempts, deadline = await self._open(call)
-        collector = chat_task.Collector()
-        async with self._stack:
-            try:
-                async for event in _aevents(chunks):
-                    for delta in collector.take(event):
-                        yield delta
-                    _check(deadline)
-                for delta in collector.end():
-                    yield delta
-            except MedportError as error:
-                raise backends.named(error, backend.name, attempts) from error.__cause__
-        source = backends.provenance(
-            backend, target, head, began_at=began, attempts=attempts, sampling=call.sampling
-        )
-        self._result = collector.result(source)
-
-    async def _open(self, call: Call[Chat]) -> tuple[Backend, Target, Reply, AsyncIterator[bytes], int, Deadline]:
-        client, attempts = self._client, 0
-        for name, deadline, last in client._links(self._options.get("timeout_s")):
-            try:
-                retrying = AsyncRetrying(**client._policy(deadline, self._options.get("wait_until_ready")))
-                async for attempt in retrying:
-                    with attempt:
-                        attempts += 1
-                        backend = await client._ready(name)
-                        pool = client._pool(backend)
-                        target = await client._target(backend, pool, call.model, deadline)
-                        opened = pool.open(backend.request(call, target), deadline)
-                        head, chunks = await self._stack.enter_async_context(opened)
-                        return backend, target, head, chunks, attempts, deadline
-            except MedportError as error:
-                client._forget(name, call.model, error)
-                backends.named(error, name, attempts)
-                if last or not error.retryable:
-                    raise
-        raise AssertionError("a chain has at least one link")
-
-
-def _finished(result: Chat | None) -> Chat:
-    if result is None:
-        raise ConfigError("the stream has not ended", field="result", remedy="iterate to its end first")
-    return result
-
-
-def _events(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    decoder = sse.Decoder()
-    for chunk in chunks:
-        for event in decoder.feed(chunk):
-            if event == sse.DONE:
-                return
-            yield event
-    raise _cut()
-
-
-async def _aevents(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    decoder = sse.Decoder()
-    async for chunk in chunks:
-        for event in decoder.feed(chunk):
-            if event == sse.DONE:
-                return
-            yield event
-    raise _cut()
-
-
-def _cut() -> MedportError:
-    return ConnectionFailed("the stream ended before its end mark", remedy="ask again")
-
-
-def _check(deadline: Deadline) -> None:
-    if deadline.remaining_s() < 0:
-        raise Timeout("the deadline passed while the answer was streamed", remedy="give a longer timeout_s")
 
 
 def _heavy(prompt: Prompt, images: object) -> bool:

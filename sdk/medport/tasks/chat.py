@@ -104,7 +104,7 @@ def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(content, str):
         if not content.strip():
             raise InputError(
-                "the message is empty", field=f"{at}.content", remedy="write something or leave it out"
+                "the message is empty", field=f"{at}.content", remedy="write something"
             )
         return {"role": message["role"], "content": content}
     if not isinstance(content, Sequence) or not content:
