@@ -1,0 +1,43 @@
+# Each target does all of its own set-up: Python 3.11+ and make are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+# Packages come with the exact versions of constraints.txt. torch goes first and alone: named by its exact
+# version it resolves to one build, while a range may bring gigabytes of another.
+PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/pip --disable-pip-version-check install -q
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/runtime.ok
+	$(BIN)/medport demo --out out/demo
+
+test: .venv/dev.ok
+	$(BIN)/python -m pytest -q
+
+lint: .venv/dev.ok
+	$(BIN)/ruff check sdk local_backend deploy tests examples
+	$(BIN)/ruff format --check sdk local_backend deploy tests examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/bench.ok
+	$(BIN)/python -m tests.benchmarks
+
+.venv/runtime.ok: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "medport needs Python 3.11 or newer; set PYTHON=… to one" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PIP) $(TORCH)
+	$(PIP) -e '.[local,dicom,vertex]'
+	@touch $@
+
+.venv/dev.ok: .venv/runtime.ok
+	$(PIP) --group dev
+	@touch $@
+
+.venv/bench.ok: .venv/dev.ok
+	$(PIP) --group bench
+	@touch $@
+
+clean:
+	rm -rf .venv out
