@@ -72,16 +72,19 @@ class _Clients:
         target = self._targets.get((name, family))
         return target if target is not None and target.expires_at > time.monotonic() else None
 
-    def _links(self, timeout_s: float | None) -> Iterator[tuple[str, Deadline, bool]]:
+    def _links(self, options: ChatOptions | None = None) -> Iterator[tuple[str, Deadline, bool]]:
         """Each link of the chain, its deadline, and whether it is the last. One deadline spans them all."""
-        whole = Deadline.after(timeout_s or self._config.profile.timeout_s)
+        options = options or {}
+        timeout_s = options.get("timeout_s") or self._config.profile.timeout_s
+        whole = Deadline.after(timeout_s + (options.get("wait_until_ready") or 0))
         names = [name for name, _ in self._config.chain]
         for i, name in enumerate(names):
             left = len(names) - i
             yield name, whole if left == 1 else whole.share(left), left == 1
 
-    def _policy(self, deadline: Deadline, wait_until_ready: float | None) -> dict[str, Any]:
-        ready_by = Deadline.after(wait_until_ready) if wait_until_ready else None
+    def _policy(self, deadline: Deadline, options: ChatOptions | None = None) -> dict[str, Any]:
+        wait = (options or {}).get("wait_until_ready")
+        ready_by = Deadline.after(wait) if wait else None
         return policy(deadline, max_attempts=self._config.profile.max_attempts, ready_by=ready_by)
 
     def _forget(self, name: str, family: Family, error: MedportError) -> None:
@@ -117,11 +120,7 @@ class Client(_Clients):
             InputError: the prompt, an option or an image is wrong; names the field.
             MedportError: see ``medport.errors``.
         """
-        return self._send(
-            chat_task.call(prompt, images, options, stream=False),
-            options.get("timeout_s"),
-            options.get("wait_until_ready"),
-        )
+        return self._send(chat_task.call(prompt, images, options, stream=False), options)
 
     def chat_stream(self, prompt: Prompt, images: Images = (), **options: Unpack[ChatOptions]) -> ChatStream:
         """Ask MedGemma and get the answer as it is written.
@@ -203,12 +202,12 @@ class Client(_Clients):
                 result: T = end.value
                 return result
 
-    def _send(self, call: Call[T], timeout_s: float | None = None, wait_until_ready: float | None = None) -> T:
+    def _send(self, call: Call[T], options: ChatOptions | None = None) -> T:
         began = time.monotonic()
         attempts = 0
-        for name, deadline, last in self._links(timeout_s):
+        for name, deadline, last in self._links(options):
             try:
-                for attempt in Retrying(**self._policy(deadline, wait_until_ready)):
+                for attempt in Retrying(**self._policy(deadline, options)):
                     with attempt:
                         attempts += 1
                         backend, target, reply = self._exchange(name, call, deadline)
@@ -226,13 +225,14 @@ class Client(_Clients):
         backend = self._backend(name)
         pool = self._pool(backend)
         try:
-            target = self._target(backend, pool, call.model, deadline)
             try:
+                target = self._target(backend, pool, call.model, deadline)
                 return backend, target, pool.send(backend.request(call, target), deadline)
             except AuthError:
                 if not backend.credential.renew():  # a token may be revoked before its time: one fresh try
                     raise
-                return backend, target, pool.send(backend.request(call, target), deadline)
+            target = self._target(backend, pool, call.model, deadline)
+            return backend, target, pool.send(backend.request(call, target), deadline)
         except MedportError as error:
             self._forget(name, call.model, error)
             raise
@@ -255,7 +255,7 @@ class AsyncClient(_Clients):
     async def chat(self, prompt: Prompt, images: Images = (), **options: Unpack[ChatOptions]) -> Chat:
         build = partial(chat_task.call, prompt, images, options, stream=False)
         call = await _off_loop(build, heavy=_heavy(prompt, images))
-        return await self._send(call, options.get("timeout_s"), options.get("wait_until_ready"))
+        return await self._send(call, options)
 
     def chat_stream(self, prompt: Prompt, images: Images = (), **options: Unpack[ChatOptions]) -> AsyncChatStream:
         build = partial(chat_task.call, prompt, images, options, stream=True)
@@ -305,14 +305,12 @@ class AsyncClient(_Clients):
                 result: T = end.value
                 return result
 
-    async def _send(
-        self, call: Call[T], timeout_s: float | None = None, wait_until_ready: float | None = None
-    ) -> T:
+    async def _send(self, call: Call[T], options: ChatOptions | None = None) -> T:
         began = time.monotonic()
         attempts = 0
-        for name, deadline, last in self._links(timeout_s):
+        for name, deadline, last in self._links(options):
             try:
-                async for attempt in AsyncRetrying(**self._policy(deadline, wait_until_ready)):
+                async for attempt in AsyncRetrying(**self._policy(deadline, options)):
                     with attempt:
                         attempts += 1
                         backend, target, reply = await self._exchange(name, call, deadline)
@@ -330,13 +328,14 @@ class AsyncClient(_Clients):
         backend = await self._ready(name)
         pool = self._pool(backend)
         try:
-            target = await self._target(backend, pool, call.model, deadline)
             try:
+                target = await self._target(backend, pool, call.model, deadline)
                 return backend, target, await pool.send(backend.request(call, target), deadline)
             except AuthError:
                 if not await asyncio.to_thread(backend.credential.renew):
                     raise
-                return backend, target, await pool.send(backend.request(call, target), deadline)
+            target = await self._target(backend, pool, call.model, deadline)
+            return backend, target, await pool.send(backend.request(call, target), deadline)
         except MedportError as error:
             self._forget(name, call.model, error)
             raise
@@ -355,6 +354,10 @@ class AsyncClient(_Clients):
         target = await _adrive(backends.locate(backend, family), pool, deadline)
         self._targets[backend.name, family] = target
         return target
+
+
+for _verb in ("chat", "chat_stream", "embed_images", "embed_texts", "classify", "close"):
+    getattr(AsyncClient, _verb).__doc__ = getattr(Client, _verb).__doc__
 
 
 def _heavy(prompt: Prompt, images: object) -> bool:

@@ -93,9 +93,9 @@ class ChatStream:
     def _open(self) -> tuple[Backend, Target, Reply, Iterator[bytes], int, Deadline]:
         """Retries and fall-backs happen here, before the first byte; a stream that has begun is not retried."""
         client, call, attempts = self._client, self._call, 0
-        for name, deadline, last in client._links(self._options.get("timeout_s")):
+        for name, deadline, last in client._links(self._options):
             try:
-                for attempt in Retrying(**client._policy(deadline, self._options.get("wait_until_ready"))):
+                for attempt in Retrying(**client._policy(deadline, self._options)):
                     with attempt:
                         attempts += 1
                         backend = client._backend(name)
@@ -174,9 +174,9 @@ class AsyncChatStream:
 
     async def _open(self, call: Call[Chat]) -> tuple[Backend, Target, Reply, AsyncIterator[bytes], int, Deadline]:
         client, attempts = self._client, 0
-        for name, deadline, last in client._links(self._options.get("timeout_s")):
+        for name, deadline, last in client._links(self._options):
             try:
-                retrying = AsyncRetrying(**client._policy(deadline, self._options.get("wait_until_ready")))
+                retrying = AsyncRetrying(**client._policy(deadline, self._options))
                 async for attempt in retrying:
                     with attempt:
                         attempts += 1
