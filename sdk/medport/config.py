@@ -21,7 +21,6 @@ from medport._call import Family
 from medport.errors import ConfigError, PolicyError
 
 FILE_NAME = "medport.toml"
-DEFAULT_PROFILE = "default"
 ARGUMENTS = "arguments"
 _ENV_KEYS = (
     "backend", "url", "project", "location", "api_key", "ca_file", "timeout_s", "max_attempts", "language",
@@ -155,7 +154,7 @@ def resolve(
         raise _unknown("profile", name, parsed.profiles, where=FILE_NAME)
     raw = dict(merged.get("profiles", {}).get(name, {})) if name else {}
     raw, extra = _overlaid(raw, environment, arguments or {})
-    name = name or DEFAULT_PROFILE
+    name = name or str(raw.get("backend", "in-process"))
     origins |= {f"profiles.{name}.{key}": origin for key, origin in extra.items()}
     chosen = _parse(Profile, raw, f"profiles.{name}")
     chain = _chain(name, chosen, parsed.profiles)
@@ -349,4 +348,4 @@ def _shown(value: object) -> str:
         return ", ".join(f"{k}={v}" for k, v in value.model_dump().items() if v is not None) or "-"
     if (isinstance(value, Mapping | tuple) and not value) or value is None:
         return "-"
-    return str(value)
+    return re.sub(r"//[^/@]*@", "//********@", str(value))  # a password may stand in a URL
