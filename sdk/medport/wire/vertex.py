@@ -18,7 +18,11 @@ from pydantic.alias_generators import to_camel
 from medport.errors import MedportError, NotReady, class_for, row_of
 
 DEPLOYED_MODEL_HEADER = "X-Vertex-AI-Deployed-Model-Id"
+MODEL_HEADER = "X-Vertex-AI-Model"
+MODEL_VERSION_HEADER = "X-Vertex-AI-Model-Version-Id"
 REQUEST_ID_HEADER = "X-Request-Id"
+TIMEOUT_HEADER = "X-Request-Timeout-S"
+"""Seconds after which the caller gives up; our server then stops working on the request."""
 ERROR_DOMAIN = "medport"
 _ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 

@@ -1,0 +1,236 @@
+"""``medport serve``: the local server on the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medport.errors import EXIT_INTERRUPTED, ConfigError, MedportError, row_of
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from medport_local.app import Settings, Tls
+    from medport_local.control.resources import Deployed
+
+_PANEL_EXAMPLE = """
+Serve the phantoms on this machine:  medport serve
+
+Serve a real model:  medport serve --snapshot medgemma=/models/medgemma-4b-it
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command ``serve``."""
+    app.command("serve", epilog=_PANEL_EXAMPLE)(serve)
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8443,
+    snapshot: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="Model directory for medgemma or medsiglip; the phantoms if none."),
+    ] = None,
+    project: Annotated[str, typer.Option(help="Project in the resource names.")] = "local",
+    location: Annotated[str, typer.Option(help="Region in the resource names.")] = "europe-west4",
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    tls_self_signed: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Make a private CA and certificate there, or use them again."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Environment variable that holds the API key.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; CUDA where there is one.")] = None,
+    allow_plain_http: Annotated[
+        bool,
+        typer.Option("--allow-plain-http", help="Listen beyond this machine without TLS or without an API key."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="When ready, print one line of JSON.")] = False,
+) -> None:
+    """Serve MedGemma and MedSigLIP in the form of Vertex AI endpoints."""
+    # Imported when run: the other commands of the program must not wait for torch.
+    from medport_local import tls as certificates
+    from medport_local.app import Settings, Tls, phantom_snapshots
+
+    key = _api_key(api_key_env)
+    files = _tls_files(tls_cert, tls_key, tls_self_signed)
+    if not _is_loopback(host) and not allow_plain_http and (files is None or key is None):
+        raise ConfigError(
+            f"{host} can be reached by others, and {'TLS' if files is None else 'an API key'} is missing",
+            field="host",
+            remedy="give --tls-cert and --tls-key, or --tls-self-signed DIR, and --api-key-env NAME; "
+            "or --allow-plain-http where something in front of the server does this",
+        )
+    snapshots = _snapshots(snapshot or []) or phantom_snapshots()
+    shown_host = socket.gethostname() if host in ("0.0.0.0", "::", "") else host  # noqa: S104  a comparison
+    ca_file: Path | None = None
+    if tls_self_signed is not None:
+        made = certificates.self_signed(tls_self_signed, shown_host)
+        ca_file, files = made.ca.absolute(), (made.tls.certificate, made.tls.key)
+    listener = _bind(host, port)
+    netloc = f"[{shown_host}]" if ":" in shown_host else shown_host
+    netloc += f":{listener.getsockname()[1]}"
+    settings = Settings(
+        snapshots=snapshots, project=project, location=location, api_key=key, advertised=netloc, device=device
+    )
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    url = f"{'https' if files else 'http'}://{netloc}"
+    facts = _Facts(url, str(ca_file) if ca_file else None, as_json, api_key_env)
+    code = asyncio.run(_until_signal(settings, listener, Tls(*files) if files else None, facts))
+    raise typer.Exit(code)
+
+
+async def _until_signal(settings: Settings, listener: socket.socket, tls: Tls | None, facts: _Facts) -> int:
+    from medport_local import app
+
+    stop = asyncio.Event()
+    codes: list[int] = []
+    ready: list[bool] = []
+
+    def leave(code: int) -> None:
+        if codes or not ready:
+            # A second signal; or still loading, which cannot be interrupted and leaves nothing to drain.
+            os._exit(code)
+        codes.append(code)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, EXIT_INTERRUPTED)):
+        try:
+            loop.add_signal_handler(number, leave, code)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_, code=code: loop.call_soon_threadsafe(leave, code))
+
+    def announce(started: Starlette) -> None:
+        ready.append(True)
+        deployed: Mapping[str, Deployed] = started.state.deployed
+        facts.show(
+            {name: each.endpoint_name for name, each in deployed.items()},
+            {name: each.snapshot.model_id for name, each in deployed.items()},
+            sorted({each.snapshot.notice for each in deployed.values() if each.snapshot.notice}),
+        )
+
+    await app.serve(settings, listener, stop=stop, on_ready=announce, tls=tls)
+    return codes[0] if codes else 0
+
+
+class _Facts:
+    """What is said when the server is ready."""
+
+    def __init__(self, url: str, ca_file: str | None, as_json: bool, api_key_env: str | None) -> None:
+        self._url = url
+        self._ca_file = ca_file
+        self._as_json = as_json
+        self._api_key_env = api_key_env
+
+    def show(self, endpoints: Mapping[str, str], models: Mapping[str, str], notices: Sequence[str]) -> None:
+        if self._as_json:
+            line = json.dumps({"url": self._url, "ca_file": self._ca_file, "endpoints": endpoints})
+            print(line, flush=True)  # noqa: T201  the promised line
+            return
+        arguments = [f'backend="local", url="{self._url}"']
+        if self._ca_file:
+            arguments.append(f'ca_file="{self._ca_file}"')
+        if self._api_key_env:
+            arguments.append(f'api_key=os.environ["{self._api_key_env}"]')
+        lines = [f"medport serves at {self._url}"]
+        lines += [f"  {name}: {models[name]} as {endpoints[name]}" for name in endpoints]
+        lines += [f"  Note: {notice}" for notice in notices]
+        lines.append(f"Connect with: medport.Client({', '.join(arguments)})")
+        lines.append("Stop with Ctrl-C.")
+        typer.echo("\n".join(lines))
+        sys.stdout.flush()
+
+
+def _api_key(name: str | None) -> str | None:
+    if name is None:
+        return None
+    key = os.environ.get(name, "")
+    if not key:
+        raise ConfigError(
+            f"the environment variable {name} is not set", field="api-key-env", remedy=f"export {name}=…"
+        )
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise ConfigError("the API key holds blanks or non-ASCII characters", field="api-key-env")
+    return key
+
+
+def _tls_files(cert: Path | None, key: Path | None, self_signed: Path | None) -> tuple[Path, Path] | None:
+    """The two files; for a self-signed pair, where they are going to be."""
+    if self_signed is not None:
+        if cert or key:
+            raise ConfigError("give either a certificate or --tls-self-signed", field="tls-self-signed")
+        return self_signed / "server.pem", self_signed / "server-key.pem"
+    if (cert is None) != (key is None):
+        raise ConfigError("a certificate and its key go together", field="tls-key" if cert else "tls-cert")
+    if cert is None or key is None:
+        return None
+    for name, path in (("tls-cert", cert), ("tls-key", key)):
+        if not path.is_file():
+            raise ConfigError(f"there is no file {path}", field=name, remedy="give a PEM file")
+    return cert, key
+
+
+def _snapshots(options: Sequence[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for option in options:
+        name, equals, directory = option.partition("=")
+        if not (name and equals and directory):
+            raise ConfigError("is not NAME=DIR", field="snapshot", remedy="give --snapshot medgemma=DIR")
+        if name in found:
+            raise ConfigError(f"{name} is given twice", field="snapshot")
+        found[name] = Path(directory)
+    return found
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    # Before the models are loaded: a port that is taken should not cost a minute.
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as fault:
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({os.strerror(fault.errno) if fault.errno else 'no such address'})",
+            field="port",
+            remedy="choose another port; 0 picks a free one",
+        ) from fault
+
+
+def main() -> None:
+    """Run ``serve`` alone: ``python -m medport_local.cli serve``."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(lambda: None)
+    register(app)
+    try:
+        app()
+    except MedportError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        raise SystemExit(row_of(error).exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Models and endpoints as Vertex shows them: the read half of the control plane. No torch, no web framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from medport.errors import ConfigError, NotFound
+from medport.wire.vertex import Pins, model_from_pins
+from medport_local.snapshot import Family, Snapshot
+
+FAMILY_LABEL = "medport-family"
+VERSION = "1"
+
+# google-cloud-aiplatform refuses a location that is none of these (its constants.base.SUPPORTED_REGIONS).
+REGIONS = frozenset((
+    "africa-south1", "asia-east1", "asia-east2", "asia-northeast1", "asia-northeast2", "asia-northeast3",
+    "asia-south1", "asia-south2", "asia-southeast1", "asia-southeast2", "australia-southeast1",
+    "australia-southeast2", "europe-central2", "europe-north1", "europe-north2", "europe-southwest1",
+    "europe-west1", "europe-west2", "europe-west3", "europe-west4", "europe-west6", "europe-west8",
+    "europe-west9", "europe-west12", "me-central1", "me-central2", "me-west1", "northamerica-northeast1",
+    "northamerica-northeast2", "southamerica-east1", "southamerica-west1", "us-central1", "us-east1",
+    "us-east4", "us-east5", "us-east7", "us-south1", "us-west1", "us-west2", "us-west3", "us-west4",
+    "us-west8",
+))  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """A snapshot that is served, and the names of its resources."""
+
+    endpoint_id: str
+    snapshot: Snapshot
+    project: str
+    location: str
+    since: datetime
+
+    @property
+    def family(self) -> Family:
+        return self.snapshot.family
+
+    @property
+    def endpoint_name(self) -> str:
+        return f"projects/{self.project}/locations/{self.location}/endpoints/{self.endpoint_id}"
+
+    @property
+    def model_name(self) -> str:
+        return f"projects/{self.project}/locations/{self.location}/models/{self.endpoint_id}"
+
+    @property
+    def deployed_model_id(self) -> str:
+        """Ten digits that change when the bytes do."""
+        return str(10**9 + int(self.snapshot.snapshot_sha256[:15], 16) % (9 * 10**9))
+
+
+class Resources:
+    """The resources of one server."""
+
+    def __init__(self, deployed: Mapping[str, Deployed], *, advertised: str | None) -> None:
+        self._deployed = deployed
+        """By endpoint id; fills as engines start."""
+        self._advertised = advertised
+        """``host:port`` under which clients reach this server; ``None`` where there is no such thing."""
+
+    def endpoint(self, project: str, location: str, endpoint: str) -> dict[str, Any]:
+        """One Endpoint.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        return self._endpoint(self._find(project, location, "endpoint", endpoint))
+
+    def endpoints(self, project: str, location: str) -> dict[str, Any]:
+        """All Endpoints of a project and location; ``-`` stands for any."""
+        found = [each for each in self._deployed.values() if _fits(each, project, location)]
+        return {"endpoints": [self._endpoint(each) for each in found]}
+
+    def model(self, project: str, location: str, model: str, version: str | None = None) -> dict[str, Any]:
+        """One Model version; the only one if ``version`` is not given.
+
+        Raises:
+            NotFound: there is none of that name, or no such version of it.
+        """
+        deployed = self._find(project, location, "model", model)
+        if version not in (None, VERSION, "default"):
+            raise NotFound(
+                f"model {model} has no version {version:.40}", field="version", remedy=f"it has {VERSION}"
+            )
+        snapshot = deployed.snapshot
+        pins = Pins(
+            model_id=snapshot.model_id,
+            revision=snapshot.revision,
+            snapshot_sha256=snapshot.snapshot_sha256,
+            notice=snapshot.notice,
+        )
+        since = _rfc3339(deployed.since)
+        return model_from_pins(deployed.model_name, VERSION, pins) | {
+            "versionAliases": ["default"],
+            "createTime": since,
+            "updateTime": since,
+            "versionCreateTime": since,
+            "versionUpdateTime": since,
+            "deployedModels": [
+                {"endpoint": deployed.endpoint_name, "deployedModelId": deployed.deployed_model_id}
+            ],
+        }
+
+    def _find(self, project: str, location: str, kind: str, name: str) -> Deployed:
+        deployed = self._deployed.get(name)
+        if deployed is None or not _fits(deployed, project, location):
+            served = ", ".join(each.endpoint_name for each in self._deployed.values())
+            raise NotFound(f"there is no such {kind}", field=kind, remedy=f"this server has {served}")
+        return deployed
+
+    def _endpoint(self, deployed: Deployed) -> dict[str, Any]:
+        since = _rfc3339(deployed.since)
+        dns = {"dedicatedEndpointDns": self._advertised} if self._advertised else {}
+        return {
+            "name": deployed.endpoint_name,
+            "displayName": deployed.endpoint_id,
+            "labels": {FAMILY_LABEL: deployed.family},
+            "createTime": since,
+            "updateTime": since,
+            "dedicatedEndpointEnabled": bool(dns),
+            **dns,
+            "trafficSplit": {deployed.deployed_model_id: 100},
+            "deployedModels": [
+                {
+                    "id": deployed.deployed_model_id,
+                    "model": deployed.model_name,
+                    "modelVersionId": VERSION,
+                    "displayName": deployed.snapshot.model_id,
+                    "createTime": since,
+                }
+            ],
+        }
+
+
+def check_location(location: str) -> None:
+    """Raise ``ConfigError`` unless ``location`` is the name of a region."""
+    if location not in REGIONS:
+        raise ConfigError(
+            f"{location!s:.40} is not the name of a region",
+            field="location",
+            remedy="give the region whose endpoints this server stands for, such as europe-west4",
+        )
+
+
+def _fits(deployed: Deployed, project: str, location: str) -> bool:
+    return project in ("-", deployed.project) and location in ("-", deployed.location)
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
