@@ -230,9 +230,7 @@ def _colour(ds: Dataset, stored: np.ndarray[Any, Any], photometric: str, field: 
         stored = pydicom_module("pixels").apply_color_lut(stored, ds)[..., :3]
         bits = stored.dtype.itemsize * 8
     elif photometric != "RGB" or stored.ndim != 3:
-        raise DicomError(
-            "its colour space is not supported", field=field, remedy="convert it to RGB or YBR_FULL"
-        )
+        raise DicomError("its colour space is not supported", field=field, remedy="convert it to RGB or YBR_FULL")
     if bits <= 8:
         return stored.astype(np.uint8)
     top = float(2**bits - 1)

@@ -151,9 +151,7 @@ def _check_size(ds: Dataset, syntax: Any, index: int, field: str) -> None:
     if syntax == _RLE:
         # PackBits adds at most one byte to 128; a longer stream is there to unpack to something enormous.
         if len(stream) > 2 * (expected // frames) + 1024:
-            raise DicomError(
-                "PixelData is larger than its frame can be", field=field, remedy="fetch it again"
-            )
+            raise DicomError("PixelData is larger than its frame can be", field=field, remedy="fetch it again")
         return
     declared = _codestream_size(stream)
     if declared != (int(ds.Columns), int(ds.Rows)):

@@ -110,9 +110,7 @@ def _check_bytes(size: int, field: str, limits: Limits) -> None:
     if size == 0:
         raise ImageError("has 0 bytes", field=field, remedy=_TAKEN)
     if size > limits.max_bytes:
-        raise ImageError(
-            f"has more than {limits.max_bytes} bytes", field=field, remedy="raise Limits.max_bytes"
-        )
+        raise ImageError(f"has more than {limits.max_bytes} bytes", field=field, remedy="raise Limits.max_bytes")
 
 
 def _from_data_url(url: str, field: str, limits: Limits) -> bytes:
@@ -126,9 +124,7 @@ def _from_data_url(url: str, field: str, limits: Limits) -> bytes:
         return bytes(pybase64.b64decode(url[head.end() :].strip(), validate=True))
     except ValueError:
         pass
-    raise ImageError(
-        "is a data: URL with broken base64", field=field, remedy="encode the whole file as base64"
-    )
+    raise ImageError("is a data: URL with broken base64", field=field, remedy="encode the whole file as base64")
 
 
 def _from_path(path: str | os.PathLike[str], field: str, limits: Limits) -> bytes:
@@ -169,9 +165,7 @@ def _from_file(file: Any, field: str, limits: Limits) -> bytes:
     if data is None:
         raise ImageError(f"the file cannot be read ({fault})", field=field, remedy="give an open binary file")
     if not isinstance(data, (bytes, bytearray)):
-        raise InputError(
-            "the file gives text", field=field, remedy='open it in binary mode: open(path, "rb")'
-        )
+        raise InputError("the file gives text", field=field, remedy='open it in binary mode: open(path, "rb")')
     _check_bytes(len(data), field, limits)
     return bytes(data)
 
@@ -179,9 +173,7 @@ def _from_file(file: Any, field: str, limits: Limits) -> bytes:
 def _from_array(array: npt.NDArray[Any], field: str, limits: Limits) -> Image:
     remedy = "give uint8 or uint16, [height, width] or [height, width, 1, 3 or 4]"
     if array.dtype.kind == "b":
-        raise InputError(
-            "an array of bool is ambiguous", field=field, remedy="mask.astype(numpy.uint8) * 255"
-        )
+        raise InputError("an array of bool is ambiguous", field=field, remedy="mask.astype(numpy.uint8) * 255")
     if array.dtype.kind == "f":
         raise InputError(
             "an array of floats has no fixed range",

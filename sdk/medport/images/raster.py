@@ -142,16 +142,12 @@ def _choose_frame(opened: PilImage, kind: Kind, field: str, frame: int | None, l
     # The second picture of a phone's JPEG is a preview or a gain map: the first one is the image.
     frames = 1 if kind == "jpeg" else getattr(opened, "n_frames", 1)
     if frames > limits.max_frames:
-        raise ImageError(
-            f"has more than {limits.max_frames} frames", field=field, remedy="send single frames"
-        )
+        raise ImageError(f"has more than {limits.max_frames} frames", field=field, remedy="send single frames")
     if frame is None and frames > 1 and kind != "pil":
         raise ImageError(f"has {frames} frames", field=field, remedy="choose one: frame=0 is the first")
     if frame is not None:
         if not 0 <= frame < frames:
-            raise ImageError(
-                f"has no frame {frame}, only 0 to {frames - 1}", field=field, remedy="choose another"
-            )
+            raise ImageError(f"has no frame {frame}, only 0 to {frames - 1}", field=field, remedy="choose another")
         if frames > 1:
             opened.seek(frame)
             check_pixels(*opened.size, field, limits)
