@@ -13,10 +13,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medport.errors import ConfigError
 from medport_local import phantom
@@ -144,13 +146,12 @@ async def serve(
     app = create_app(settings)
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=_Protocol,
         ws="none",
         loop="asyncio",
         # Run here instead, so that a failure comes out as what it is and not as a line in uvicorn's log.
         lifespan="off",
         log_config=None,
-        access_log=False,
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
@@ -172,6 +173,17 @@ async def serve(
             waiting.cancel()
             server.should_exit = True
             await running
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 without uvicorn's access log, which holds the query.
+
+    Its own switch is a logger that belongs to the whole process, and with it to whoever else runs uvicorn here.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.access_log = False
 
 
 class _Server(uvicorn.Server):

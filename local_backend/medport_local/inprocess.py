@@ -128,7 +128,7 @@ def start(snapshots: Mapping[str, str | os.PathLike[str]] | None = None, *, devi
         VerificationError: a snapshot is not what its manifest says.
     """
     chosen = {name: Path(path) for name, path in (snapshots or phantom_snapshots()).items()}
-    private = hasattr(socket, "AF_UNIX")
+    private = _has_unix_sockets()
     settings = Settings(
         snapshots=chosen, device=device, drain_s=2.0, api_key=None if private else secrets.token_urlsafe(32)
     )
@@ -146,6 +146,10 @@ def start(snapshots: Mapping[str, str | os.PathLike[str]] | None = None, *, devi
         raise
     server.wait_until_ready()
     return server
+
+
+def _has_unix_sockets() -> bool:
+    return hasattr(socket, "AF_UNIX")  # not on Windows
 
 
 def _private_directory() -> Path:

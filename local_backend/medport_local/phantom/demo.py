@@ -40,7 +40,7 @@ class Case:
 
 def run(out: Path) -> int:
     """Run the demo, write its files under ``out``, and give the exit code: 1 if the two backends disagree."""
-    console = Console()
+    console = Console(soft_wrap=True)
     console.print(f"[bold]medport demo[/bold]: {NOTICE}\n")
     began = time.monotonic()
     cases = write_cases(out)
@@ -115,6 +115,7 @@ def _show(console: Console, client: medport.Client, cases: Sequence[Case]) -> An
         for delta in stream:
             console.print(delta.text, end="", highlight=False, markup=False)
     console.print("\n")
+    _show_skills(console, client, cases)
     answers = _ask(client, cases)
     _class_table(console, cases, answers.classes)
     query = client.embed_texts(SENTENCE).vectors[0]
@@ -125,6 +126,27 @@ def _show(console: Console, client: medport.Client, cases: Sequence[Case]) -> An
         shown = words.report(case.attributes, "en").partition(".")[0]
         console.print(f"  {answers.vectors[position] @ query:.3f}  {case.path.name}  {shown}", highlight=False)
     return answers
+
+
+def _show_skills(console: Console, client: medport.Client, cases: Sequence[Case]) -> None:
+    """Two images compared, slices, a thought before the answer, JSON, and text alone."""
+    normal, nodule, effusion = (cases[i].path for i in (0, 1, 2))
+    slices = [part for i, path in enumerate((normal, effusion, normal), 1) for part in (path, f"SLICE {i}")]
+    asked: list[tuple[str, medport.Chat]] = [
+        ("What has changed?", client.chat("What has changed?", images=[normal, nodule])),
+        (
+            "Which slice shows a finding?",
+            client.chat([{"role": "user", "content": [*slices, "\nWhich slice shows a finding?"]}]),
+        ),
+        ("Answer in JSON.", client.chat("Answer in JSON.", images=effusion)),
+        ("thinking", client.chat("Describe this chest radiograph.", images=nodule, thinking=True)),
+        ("什麼是氣胸？", client.chat("什麼是氣胸？")),
+    ]
+    for question, answer in asked:
+        thought = f"({answer.thinking}) " if answer.thinking else ""
+        console.print(f"[bold]{question}[/bold]", end="  ")
+        console.print(f"{thought}{answer.text}", highlight=False, markup=False)
+    console.print()
 
 
 def _class_table(console: Console, cases: Sequence[Case], classes: Sequence[str]) -> None:
@@ -157,14 +179,18 @@ def _server(out: Path) -> Iterator[dict[str, str]]:
         sys.executable, "-m", "medport.cli", "serve", "--host", "127.0.0.1", "--port", "0",
         "--tls-self-signed", str(out / "tls"), "--api-key-env", "MEDPORT_DEMO_KEY", "--json",
     ]  # fmt: skip
-    with subprocess.Popen(  # noqa: S603 (our own command line)
-        command, stdout=subprocess.PIPE, env={**os.environ, "MEDPORT_DEMO_KEY": key}, text=True
-    ) as process:
+    environment = {**os.environ, "MEDPORT_DEMO_KEY": key}
+    with (
+        (out / "serve.log").open("w") as log,
+        subprocess.Popen(  # noqa: S603 (our own command line)
+            command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True
+        ) as process,
+    ):
         assert process.stdout is not None
         line = process.stdout.readline()
         try:
             if not line:
-                raise medport.ServerError("the server did not start", remedy="run: medport serve")
+                raise medport.ServerError("the server did not start", remedy=f"see {out / 'serve.log'}")
             ready = json.loads(line)
             yield {"backend": "local", "url": ready["url"], "ca_file": ready["ca_file"], "api_key": key}
         finally:

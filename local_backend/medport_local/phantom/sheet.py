@@ -32,7 +32,9 @@ def write(path: Path, panels: Sequence[Panel]) -> Path:
     pen = ImageDraw.Draw(sheet)
     for i, panel in enumerate(panels):
         x, y = i % COLUMNS * TILE_PX, i // COLUMNS * (TILE_PX + CAPTION_PX)
-        sheet.paste(Image.fromarray(panel.pixels).resize((TILE_PX - 4, TILE_PX - 4)).convert("RGB"), (x + 2, y + 2))
+        sheet.paste(
+            Image.fromarray(panel.pixels).resize((TILE_PX - 4, TILE_PX - 4)).convert("RGB"), (x + 2, y + 2)
+        )
         for box, colour in ((panel.drawn_box, DRAWN), (panel.found_box, FOUND)):
             if box is not None:
                 pen.rectangle(_corners(box, x + 2, y + 2, TILE_PX - 4), outline=colour, width=2)
