@@ -1,0 +1,87 @@
+"""What the README shows is what happens, and the examples run as they stand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from medport import config
+from medport_local.phantom import demo
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def demo_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the demo's X-rays under ``out/demo``."""
+    directory = tmp_path_factory.mktemp("readme")
+    demo.write_cases(directory / "out" / "demo")
+    return directory
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def run(directory: Path, *command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], cwd=directory, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_first_program_prints_what_the_readme_says(demo_files: Path) -> None:
+    printed = run(demo_files, "-c", blocks("python")[0])
+
+    shown = blocks("text")[0]
+    assert re.sub(r"\d+ ms", "N ms", printed) == re.sub(r"\d+ ms", "N ms", shown)
+
+
+def test_the_profiles_of_the_readme_are_valid(tmp_path: Path) -> None:
+    text = blocks("toml")[0]
+    (tmp_path / "medport.toml").write_text(text)
+
+    for name in tomllib.loads(text)["profiles"]:
+        resolved = config.resolve(name, environment={}, directory=tmp_path)
+        assert resolved.chain
+
+
+def test_the_two_commands_stand_on_lines_of_their_own() -> None:
+    lines = README.splitlines()
+
+    assert "make demo" in lines
+    assert "make test" in lines
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "expected"),
+    [
+        ("report.py", ["out/demo/phantom-02.png"], "Pleural effusion"),
+        ("stream_async.py", ["out/demo/phantom-01.png", "out/demo/phantom-03.png"], "Pneumothorax"),
+        ("classify_folder.py", ["out/demo"], "phantom-11.png cardiomegaly"),
+        ("search.py", ["a pleural effusion", "out/demo/phantom-01.png", "out/demo/phantom-02.png"], "phantom-02"),
+    ],
+)
+def test_an_example_runs_as_it_stands(
+    demo_files: Path, program: str, arguments: list[str], expected: str
+) -> None:
+    printed = run(demo_files, str(ROOT / "examples" / program), *arguments)
+
+    assert expected in printed
+    assert "reliminary" in printed
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {
+        "report.py",
+        "stream_async.py",
+        "classify_folder.py",
+        "search.py",
+    }
