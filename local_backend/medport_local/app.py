@@ -185,6 +185,13 @@ class _Protocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self.access_log = False
 
+    def shutdown(self) -> None:
+        """Close; at once if nothing is under way, without waiting for an idle TLS peer to say goodbye."""
+        idle = self.cycle is None or self.cycle.response_complete
+        super().shutdown()
+        if idle and self.transport.get_write_buffer_size() == 0:
+            self.transport.abort()
+
 
 class _Server(uvicorn.Server):
     """uvicorn without signal handlers: a library has no business with its host's signals."""

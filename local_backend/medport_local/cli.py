@@ -62,10 +62,6 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="When ready, print one line of JSON.")] = False,
 ) -> None:
     """Serve MedGemma and MedSigLIP in the form of Vertex AI endpoints."""
-    # Imported when run: the other commands of the program must not wait for torch.
-    from medport_local import tls as certificates
-    from medport_local.app import Settings, Tls, phantom_snapshots
-
     key = _api_key(api_key_env)
     files = _tls_files(tls_cert, tls_key, tls_self_signed)
     if not _is_loopback(host) and not allow_plain_http and (files is None or key is None):
@@ -75,7 +71,11 @@ def serve(
             remedy="give --tls-cert and --tls-key, or --tls-self-signed DIR, and --api-key-env NAME; "
             "or --allow-plain-http where something in front of the server does this",
         )
-    snapshots = _snapshots(snapshot or []) or phantom_snapshots()
+    chosen = _snapshots(snapshot or [])
+    # Imported when all this is right: torch takes seconds.
+    from medport_local import tls as certificates
+    from medport_local.app import Settings, Tls, phantom_snapshots
+
     shown_host = socket.gethostname() if host in ("0.0.0.0", "::", "") else host  # noqa: S104  a comparison
     ca_file: Path | None = None
     if tls_self_signed is not None:
@@ -85,7 +85,12 @@ def serve(
     netloc = f"[{shown_host}]" if ":" in shown_host else shown_host
     netloc += f":{listener.getsockname()[1]}"
     settings = Settings(
-        snapshots=snapshots, project=project, location=location, api_key=key, advertised=netloc, device=device
+        snapshots=chosen or phantom_snapshots(),
+        project=project,
+        location=location,
+        api_key=key,
+        advertised=netloc,
+        device=device,
     )
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"

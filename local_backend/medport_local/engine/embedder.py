@@ -128,7 +128,6 @@ class Embedder:
             use_one_thread()
         while True:
             with self._changed:
-                self._busy = 0
                 self._changed.notify_all()
                 while not self._waiting:
                     if self._closing:
@@ -159,12 +158,15 @@ class Embedder:
         except Exception as fault:
             # The type only: a message could quote the input.
             logger.error("a batch failed: %s", type(fault).__name__)
+            with self._changed:
+                self._busy = 0
             for item in batch:
                 item.result.set_exception(
                     ServerError("the model failed", remedy="try again; if it lasts, see the server's log")
                 )
             return
         with self._changed:
+            self._busy = 0
             self._counts["batches"] += 1
             self._counts["embedded"] += len(batch)
         for item, vector in zip(batch, vectors, strict=True):

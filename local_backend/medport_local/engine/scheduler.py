@@ -26,7 +26,7 @@ class Batch:
 
 
 class Scheduler:
-    """Two queues: waiting, bounded, in order of arrival; and running, at most ``max_running``."""
+    """Running, at most ``max_running``; and waiting, at most ``max_queue`` more, in order of arrival."""
 
     def __init__(self, *, max_running: int = 8, max_queue: int = 64) -> None:
         assert min(max_running, max_queue) >= 1
@@ -51,7 +51,8 @@ class Scheduler:
         Raises:
             QuotaExceeded: the queue is full; says when to come back.
         """
-        if len(self._waiting) >= self._max_queue:
+        # Those that will run at once do not count as waiting, even before the next step has taken them in.
+        if len(self._waiting) + len(self._running) >= self._max_running + self._max_queue:
             raise QuotaExceeded(
                 f"the queue is full ({self._max_queue} requests wait)",
                 remedy="wait, or send fewer requests at once",

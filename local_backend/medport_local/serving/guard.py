@@ -78,19 +78,18 @@ async def read_json(headers: Headers, receive: Receive, *, limit: int = MAX_BODY
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise InputError("compressed bodies are not taken", field="Content-Encoding", remedy="send plain JSON")
     declared = headers.get("content-length", "")
-    chunks: list[bytes] = []
     size = int(declared) if declared.isdecimal() else 0
+    data: bytes | None = None
     if size <= limit:
-        size = await _collect(receive, chunks, limit)
-    if size > limit:
-        if "expect" not in headers and size <= _DRAIN_BYTES:
-            # Who is cut off in mid-sentence sees a broken connection and not the answer that says why.
-            await _drain(receive)
+        data = await _body(receive, limit)
+    elif size <= _DRAIN_BYTES and "expect" not in headers:
+        await _body(receive, 0)
+    if data is None:
         raise RequestTooLarge(
             f"the request is over {limit} bytes", field="body", remedy="send fewer or smaller images"
         )
     try:
-        body = orjson.loads(b"".join(chunks))
+        body = orjson.loads(data)
     except orjson.JSONDecodeError:
         body = None
     if not isinstance(body, dict):
@@ -98,24 +97,23 @@ async def read_json(headers: Headers, receive: Receive, *, limit: int = MAX_BODY
     return body
 
 
-async def _collect(receive: Receive, chunks: list[bytes], limit: int) -> int:
-    size = 0
-    while size <= limit:
+async def _body(receive: Receive, limit: int) -> bytes | None:
+    """The body; ``None`` if it is over ``limit``.
+
+    What is over is read on for a while and dropped: who is cut off in mid-sentence sees a broken connection and
+    not the answer that says why.
+    """
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more and size <= _DRAIN_BYTES:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise InputError("the body ended early", field="body")
         chunk = message.get("body", b"")
+        more = message.get("more_body", False)
         size += len(chunk)
-        if chunk:
+        if size > limit:
+            chunks.clear()
+        elif chunk:
             chunks.append(chunk)
-        if not message.get("more_body", False):
-            break
-    return size
-
-
-async def _drain(receive: Receive) -> None:
-    size, more = 0, True
-    while more and size <= _DRAIN_BYTES:
-        message = await receive()
-        size += len(message.get("body", b""))
-        more = message["type"] == "http.request" and message.get("more_body", False)
+    return b"".join(chunks) if size <= limit else None

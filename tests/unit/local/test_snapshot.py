@@ -1,0 +1,191 @@
+"""What is let in and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from medport.errors import ConfigError, VerificationError
+from medport_local.engine.loading import load_gemma
+from medport_local.snapshot import KNOWN_MODELS, Snapshot, open_snapshot
+
+
+@pytest.fixture
+def copy(gemma_folder: Path, tmp_path: Path) -> Path:
+    """A snapshot with a manifest, to be spoiled."""
+    return Path(shutil.copytree(gemma_folder, tmp_path / "snapshot"))
+
+
+@pytest.fixture
+def plain(copy: Path) -> Path:
+    """The same as it would be downloaded: no manifest."""
+    (copy / "manifest.json").unlink()
+    return copy
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_manifest_gives_name_revision_and_notice(gemma_snapshot: Snapshot) -> None:
+    assert gemma_snapshot.family == "medgemma"
+    assert gemma_snapshot.model_id == "medport/medgemma-toy"
+    assert gemma_snapshot.revision == "0123456789abcdef0123456789abcdef01234567"
+    assert gemma_snapshot.notice == "Toy model. Not for medical use."
+    assert gemma_snapshot.takes_images
+    assert gemma_snapshot.max_context == 512
+
+
+def test_same_bytes_have_the_same_digest_with_and_without_a_manifest(
+    gemma_snapshot: Snapshot, plain: Path
+) -> None:
+    (plain / "README.md").write_text("as downloaded")
+    (plain / ".cache").mkdir()
+    (plain / ".cache" / "x.lock").write_text("")
+
+    snapshot = open_snapshot(plain)
+
+    assert snapshot.snapshot_sha256 == gemma_snapshot.snapshot_sha256
+    assert snapshot.revision is None
+
+
+def test_missing_directory_is_a_setting_at_fault(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no model directory"):
+        open_snapshot(tmp_path / "nowhere")
+
+
+def test_one_flipped_bit_is_found(copy: Path) -> None:
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+
+    with pytest.raises(VerificationError, match=r"model\.safetensors.*hash"):
+        open_snapshot(copy)
+
+
+def test_file_that_is_not_listed_is_refused(copy: Path) -> None:
+    (copy / "README.md").write_text("hello")
+
+    with pytest.raises(VerificationError, match=r"README\.md.*not in the manifest"):
+        open_snapshot(copy)
+
+
+def test_listed_file_that_is_missing_is_refused(copy: Path) -> None:
+    (copy / "generation_config.json").unlink()
+
+    with pytest.raises(VerificationError, match=r"generation_config\.json.*not in the directory"):
+        open_snapshot(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "a.pt", "b.pkl", "modeling.py", "w.h5", "sub/x.PY", ".cache/../y.ckpt"]
+)
+def test_file_that_can_hold_code_is_refused(plain: Path, name: str) -> None:
+    (plain / "sub").mkdir()
+    (plain / ".cache").mkdir()
+    (plain / name).write_text("")
+
+    with pytest.raises(VerificationError, match="can hold code"):
+        open_snapshot(plain)
+
+
+def test_link_is_refused(plain: Path) -> None:
+    (plain / "config.json").rename(plain.parent / "elsewhere.json")
+    (plain / "config.json").symlink_to(plain.parent / "elsewhere.json")
+
+    with pytest.raises(VerificationError, match=r"config\.json.*link"):
+        open_snapshot(plain)
+
+
+def test_pipe_is_refused_without_being_opened(plain: Path) -> None:
+    os.mkfifo(plain / "tokens.json")
+
+    with pytest.raises(VerificationError, match="not a regular file"):
+        open_snapshot(plain)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"auto_map": {"AutoModel": "evil.Model"}},
+        {"_attn_implementation_internal": "evil/kernel"},
+        {"text_config": {"_attn_implementation": "evil/kernel"}},
+    ],
+)
+def test_config_that_makes_code_run_is_refused(plain: Path, changes: dict[str, object]) -> None:
+    edit_config(plain, **changes)
+
+    with pytest.raises(VerificationError, match="can make code run"):
+        open_snapshot(plain)
+
+
+@pytest.mark.parametrize("changes", [{"model_type": "llama"}, {"architectures": ["Evil"]}])
+def test_other_kinds_of_models_are_refused(plain: Path, changes: dict[str, object]) -> None:
+    edit_config(plain, **changes)
+
+    with pytest.raises(VerificationError, match="does not load"):
+        open_snapshot(plain)
+
+
+def test_pickle_named_safetensors_is_refused(plain: Path) -> None:
+    (plain / "model.safetensors").write_bytes(b"\x80\x04" + b"X" * 100)
+
+    with pytest.raises(VerificationError, match="not a safetensors file"):
+        open_snapshot(plain)
+
+
+def test_index_that_names_an_absent_shard_is_refused(plain: Path) -> None:
+    (plain / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../x.safetensors"}}')
+
+    with pytest.raises(VerificationError, match="shard that is not there"):
+        open_snapshot(plain)
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(plain: Path) -> None:
+    config = json.loads((plain / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 7
+    config["text_config"].pop("layer_types", None)
+    (plain / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(VerificationError, match=r"lacks .*layers\.6"):
+        load_gemma(open_snapshot(plain))
+
+
+def test_file_exchanged_between_hashing_and_loading_is_found(plain: Path) -> None:
+    snapshot = open_snapshot(plain)
+    (plain / "model.safetensors").rename(plain / "old")
+    shutil.copy(plain / "old", plain / "model.safetensors")
+
+    with pytest.raises(VerificationError, match="changed while"):
+        load_gemma(snapshot)
+
+
+@pytest.mark.parametrize("known", KNOWN_MODELS, ids=lambda known: known.model_id)
+def test_published_model_is_known_by_its_shape(plain: Path, known: object) -> None:
+    config = {
+        "gemma3": {"text_config": {"hidden_size": known.hidden, "num_hidden_layers": known.layers}},
+        "gemma3_text": {"hidden_size": known.hidden, "num_hidden_layers": known.layers},
+        "siglip": {"vision_config": {"hidden_size": 1152, "num_hidden_layers": 27, "image_size": 448}},
+    }[known.model_type]
+    folder = plain.rename(plain.parent / known.model_id.split("/")[1])
+    (folder / "config.json").write_text(json.dumps({"model_type": known.model_type, **config}))
+
+    snapshot = open_snapshot(folder)
+
+    assert snapshot.model_id == known.model_id
+    assert snapshot.takes_images == (known.model_type != "gemma3_text")
+    assert snapshot.max_context == (64 if known.model_type == "siglip" else 131_072)
+
+
+def test_4b_without_any_name_says_that_it_is_not_identified(plain: Path) -> None:
+    config = {"model_type": "gemma3", "text_config": {"hidden_size": 2560, "num_hidden_layers": 34}}
+    (plain / "config.json").write_text(json.dumps(config))
+    assert open_snapshot(plain).model_id == "medgemma-4b (unidentified)"
+
+    (plain / "config.json").write_text(json.dumps(config | {"_name_or_path": "google/medgemma-1.5-4b-it"}))
+    assert open_snapshot(plain).model_id == "google/medgemma-1.5-4b-it"
