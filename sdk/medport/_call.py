@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -15,6 +15,9 @@ from medport.results import Provenance
 T = TypeVar("T")
 Family = Literal["medgemma", "medsiglip"]
 Verb = Literal["predict", "chat/completions"]
+
+BASE64_STEP_BYTES = 3 * 64 * 1024
+"""A multiple of three: the pieces, end to end, are the base64 of the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +45,47 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class Base64:
+    """Bytes to be sent as base64. They are encoded as they go out, so that megabytes are not held twice."""
+
+    data: bytes = field(repr=False)
+
+    def __len__(self) -> int:
+        return (len(self.data) + 2) // 3 * 4
+
+    def __iter__(self) -> Iterator[bytes]:
+        import pybase64
+
+        whole = memoryview(self.data)
+        for start in range(0, len(whole), BASE64_STEP_BYTES):
+            yield pybase64.b64encode(whole[start : start + BASE64_STEP_BYTES])
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request carries: iterate for the bytes, piece by piece, as often as it is sent."""
+
+    parts: tuple[bytes | Base64, ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self.parts:
+            if isinstance(part, bytes):
+                yield part
+            else:
+                yield from part
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request, complete. ``server_name`` is the name its certificate must carry, if not the host's."""
 
     method: Literal["GET", "POST"]
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    content: bytes | None = field(default=None, repr=False)
+    content: Body | None = None
     server_name: str | None = None
 
 
@@ -61,7 +98,7 @@ class Call(Generic[T]):
 
     model: Family
     verb: Verb
-    body: bytes = field(repr=False)
+    body: Body
     read: Callable[[Reply, Provenance], T]
     sampling: Mapping[str, Any] = field(default_factory=dict)
 

@@ -1,12 +1,18 @@
-"""The only module that knows the HTTP library: pools, TLS, byte streams, and its faults as our errors."""
+"""The only module that knows the HTTP library: pools, TLS, byte streams, and its faults as our errors.
+
+Its transports are used and not its clients. A client follows redirects, keeps cookies, reads credentials out of
+URLs and merges every request with its defaults: nothing here wants that, and it is a fifth of a short call.
+"""
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -17,7 +23,10 @@ from medport.wire.vertex import REQUEST_ID_HEADER, error_from
 CONNECT_TIMEOUT_S = 10.0
 MAX_REPLY_BYTES = 256 * 1024 * 1024
 MAX_CONNECTIONS = 64
-_COMMON = {"user-agent": "medport", "accept-encoding": "identity"}  # identity: no decompression bomb
+_LIMITS = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
+_COMMON = {"user-agent": "medport", "accept": "*/*", "accept-encoding": "identity"}  # no decompression bomb
+_FAULTS = (httpx.TransportError, httpx.InvalidURL)
+_Pool = TypeVar("_Pool", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +37,6 @@ class Channel:
     ca_file: str | None = None
     use_environment: bool = False
     """Take proxies from the environment. Never for a local server: its traffic stays inside."""
-
-
-def _options(channel: Channel) -> dict[str, Any]:
-    return {
-        "trust_env": channel.use_environment,
-        "follow_redirects": False,  # a redirect must not carry a request, or a token, to another origin
-        "limits": httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
-        "headers": _COMMON,
-    }
 
 
 def tls_context(ca_file: str | None) -> ssl.SSLContext:
@@ -56,77 +56,111 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
+class _Routes(Generic[_Pool]):
+    """The pool of connections a request takes: straight to its host, or through a proxy of the environment."""
+
+    def __init__(self, channel: Channel, make: type[_Pool]) -> None:
+        tls = tls_context(channel.ca_file)
+        self._direct: _Pool = make(verify=tls, limits=_LIMITS, uds=channel.socket_path)
+        proxies = _proxies() if channel.use_environment else {}
+        self._proxied: dict[str, _Pool] = {
+            scheme: make(verify=tls, limits=_LIMITS, proxy=url) for scheme, url in proxies.items()
+        }
+
+    def of(self, url: httpx.URL) -> _Pool:
+        proxied = self._proxied.get(url.scheme)
+        return self._direct if proxied is None or proxy_bypass(url.host) else proxied
+
+    def __iter__(self) -> Iterator[_Pool]:
+        yield self._direct
+        yield from self._proxied.values()
+
+
+def _proxies() -> dict[str, str]:
+    """By scheme, from the environment, or from the system's settings where it has some."""
+    found = getproxies()
+    named = {scheme: url for scheme in ("http", "https") if (url := found.get(scheme) or found.get("all"))}
+    return {scheme: url if "://" in url else f"http://{url}" for scheme, url in named.items()}
+
+
 class Http:
     """Blocking requests over one pool. Safe to share between threads."""
 
     def __init__(self, channel: Channel) -> None:
-        transport = httpx.HTTPTransport(uds=channel.socket_path) if channel.socket_path else None
-        verify = tls_context(channel.ca_file)
-        self._client = httpx.Client(transport=transport, verify=verify, **_options(channel))
+        self._routes = _Routes(channel, httpx.HTTPTransport)
 
     def send(self, request: Request, deadline: Deadline) -> Reply:
-        with self.stream(request, deadline) as (head, chunks):
-            body = b"".join(_bounded(chunks, deadline))
-        return _checked(head, body)
+        try:
+            built = _build(request, deadline)
+            answer = self._routes.of(built.url).handle_request(built)
+            try:
+                body = b"".join(_bounded(answer.iter_raw(), deadline))
+            finally:
+                answer.close()
+        except _FAULTS as fault:
+            raise _error(fault) from fault
+        return _checked(_head(answer), body)
 
     @contextmanager
     def stream(self, request: Request, deadline: Deadline) -> Iterator[tuple[Reply, Iterator[bytes]]]:
         """The head of the answer and its bytes as they come. Leaving closes the connection."""
-        with _faults_as_errors():
-            built = _build(self._client, request, deadline)
-            answer = self._client.send(built, stream=True)
+        try:
+            built = _build(request, deadline)
+            answer = self._routes.of(built.url).handle_request(built)
             try:
                 yield _head(answer), answer.iter_raw()
             finally:
                 answer.close()
-
-    def open(self, request: Request, deadline: Deadline) -> AbstractContextManager[tuple[Reply, Iterator[bytes]]]:
-        """As ``stream``, but an error status is raised before the first byte is handed on."""
-        return self._open(request, deadline)
+        except _FAULTS as fault:
+            raise _error(fault) from fault
 
     @contextmanager
-    def _open(self, request: Request, deadline: Deadline) -> Iterator[tuple[Reply, Iterator[bytes]]]:
+    def open(self, request: Request, deadline: Deadline) -> Iterator[tuple[Reply, Iterator[bytes]]]:
+        """As ``stream``, but an error status is raised before the first byte is handed on."""
         with self.stream(request, deadline) as (head, chunks):
             if head.status != 200:
                 _checked(head, b"".join(_bounded(chunks, deadline)))
             yield head, chunks
 
     def close(self) -> None:
-        self._client.close()
+        for pool in self._routes:
+            pool.close()
 
 
 class AsyncHttp:
     """The same for asyncio."""
 
     def __init__(self, channel: Channel) -> None:
-        transport = httpx.AsyncHTTPTransport(uds=channel.socket_path) if channel.socket_path else None
-        verify = tls_context(channel.ca_file)
-        self._client = httpx.AsyncClient(transport=transport, verify=verify, **_options(channel))
+        self._routes = _Routes(channel, httpx.AsyncHTTPTransport)
 
     async def send(self, request: Request, deadline: Deadline) -> Reply:
-        async with self.stream(request, deadline) as (head, chunks):
-            body = b"".join([chunk async for chunk in _abounded(chunks, deadline)])
-        return _checked(head, body)
+        try:
+            built = _build(request, deadline)
+            answer = await self._routes.of(built.url).handle_async_request(built)
+            try:
+                body = b"".join([chunk async for chunk in _abounded(answer.aiter_raw(), deadline)])
+            finally:
+                await answer.aclose()
+        except _FAULTS as fault:
+            raise _error(fault) from fault
+        return _checked(_head(answer), body)
 
     @asynccontextmanager
     async def stream(
         self, request: Request, deadline: Deadline
     ) -> AsyncIterator[tuple[Reply, AsyncIterator[bytes]]]:
-        with _faults_as_errors():
-            built = _build(self._client, request, deadline)
-            answer = await self._client.send(built, stream=True)
+        try:
+            built = _build(request, deadline)
+            answer = await self._routes.of(built.url).handle_async_request(built)
             try:
                 yield _head(answer), answer.aiter_raw()
             finally:
                 await answer.aclose()
-
-    def open(
-        self, request: Request, deadline: Deadline
-    ) -> AbstractAsyncContextManager[tuple[Reply, AsyncIterator[bytes]]]:
-        return self._open(request, deadline)
+        except _FAULTS as fault:
+            raise _error(fault) from fault
 
     @asynccontextmanager
-    async def _open(
+    async def open(
         self, request: Request, deadline: Deadline
     ) -> AsyncIterator[tuple[Reply, AsyncIterator[bytes]]]:
         async with self.stream(request, deadline) as (head, chunks):
@@ -135,22 +169,41 @@ class AsyncHttp:
             yield head, chunks
 
     async def close(self) -> None:
-        await self._client.aclose()
+        for pool in self._routes:
+            await pool.aclose()
 
 
-def _build(client: httpx.Client | httpx.AsyncClient, request: Request, deadline: Deadline) -> httpx.Request:
+_url = lru_cache(maxsize=256)(httpx.URL)  # parsing one takes longer than all else in _build
+
+
+def _build(request: Request, deadline: Deadline) -> httpx.Request:
     left = deadline.remaining_s()
     if left <= 0:
         raise Timeout("the deadline passed before the request was sent", remedy="give a longer timeout_s")
     timeout = {"connect": min(CONNECT_TIMEOUT_S, left), "read": left, "write": left, "pool": left}
     extensions: dict[str, Any] = {"timeout": timeout}
-    headers = dict(request.headers)
+    url = _url(request.url)
+    headers = {"host": request.server_name or url.netloc.decode(), **_COMMON, **request.headers}
     if request.server_name:
         extensions["sni_hostname"] = request.server_name
-        headers["host"] = request.server_name
-    return client.build_request(
-        request.method, request.url, headers=headers, content=request.content, extensions=extensions
-    )
+    if request.content is not None:
+        headers["content-length"] = str(len(request.content))
+    stream = _Stream(request.content or ())
+    return httpx.Request(request.method, url, headers=headers, stream=stream, extensions=extensions)
+
+
+class _Stream(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body as both kinds of transport read it."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._pieces)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
 
 
 def _head(answer: httpx.Response) -> Reply:
@@ -201,21 +254,15 @@ def _check_progress(size_bytes: int, deadline: Deadline) -> None:
         raise Timeout("the deadline passed while the answer was read", remedy="give a longer timeout_s")
 
 
-@contextmanager
-def _faults_as_errors() -> Iterator[None]:
-    try:
-        yield
-    except httpx.TimeoutException as fault:
+def _error(fault: Exception) -> MedportError:
+    if isinstance(fault, httpx.TimeoutException):
         where = "connecting" if isinstance(fault, httpx.ConnectTimeout) else "waiting for the answer"
-        raise Timeout(f"the time ran out while {where}", remedy="give a longer timeout_s") from fault
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as fault:
-        raise ConfigError("this is not a URL a server can have", field="url") from fault
-    except httpx.ConnectError as fault:
-        raise _connect_error(fault) from fault
-    except httpx.TransportError as fault:
-        raise ConnectionFailed(
-            "the connection broke before the answer was complete", remedy="try again"
-        ) from fault
+        return Timeout(f"the time ran out while {where}", remedy="give a longer timeout_s")
+    if isinstance(fault, httpx.InvalidURL | httpx.UnsupportedProtocol):
+        return ConfigError("this is not a URL a server can have", field="url")
+    if isinstance(fault, httpx.ConnectError):
+        return _connect_error(fault)
+    return ConnectionFailed("the connection broke before the answer was complete", remedy="try again")
 
 
 def _connect_error(fault: BaseException) -> MedportError:
@@ -240,6 +287,9 @@ def fetch(
     method: str, url: str, body: bytes | None, headers: dict[str, str], timeout_s: float, ca_file: str | None
 ) -> tuple[int, dict[str, str], bytes]:
     """One plain exchange of a token server: any status is an answer."""
-    with _faults_as_errors(), httpx.Client(verify=tls_context(ca_file), timeout=timeout_s) as client:
-        answer = client.request(method, url, content=body, headers=headers)
+    try:
+        with httpx.Client(verify=tls_context(ca_file), timeout=timeout_s) as client:
+            answer = client.request(method, url, content=body, headers=headers)
+    except _FAULTS as fault:
+        raise _error(fault) from fault
     return answer.status_code, dict(answer.headers), answer.content

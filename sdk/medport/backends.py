@@ -186,6 +186,23 @@ def locate(backend: Backend, family: Family) -> Generator[Request, Reply, Target
     )
 
 
+def look_up(backend: Backend, family: Family, send: Callable[[Request], Reply]) -> Target:
+    """Run ``locate``: each request it yields goes to ``send``, each reply or error is handed back."""
+    flow = locate(backend, family)
+    try:
+        request = next(flow)
+        while True:
+            try:
+                reply = send(request)
+            except MedportError as error:
+                request = flow.throw(error)
+            else:
+                request = flow.send(reply)
+    except StopIteration as end:
+        target: Target = end.value
+        return target
+
+
 def _find(backend: Backend, family: Family) -> Generator[Request, Reply, EndpointResource]:
     """A server of one's own need not be told its endpoints' names: they carry a label."""
     reply = yield backend.get("projects/-/locations/-/endpoints")

@@ -240,7 +240,7 @@ class Client(_Clients):
     def _target(self, backend: Backend, pool: Http, family: Family, deadline: Deadline) -> Target:
         if (known := self._known_target(backend.name, family)) is not None:
             return known
-        target = _drive(backends.locate(backend, family), lambda request: pool.send(request, deadline))
+        target = backends.look_up(backend, family, lambda request: pool.send(request, deadline))
         self._targets[backend.name, family] = target
         return target
 
@@ -362,27 +362,11 @@ for _verb in ("chat", "chat_stream", "embed_images", "embed_texts", "classify", 
 
 def _heavy(prompt: Prompt, images: object) -> bool:
     """Whether building the call decodes images. A short text is built faster than a thread is found."""
-    return not isinstance(prompt, str) or images != ()
+    return not isinstance(prompt, str) or not (isinstance(images, list | tuple) and not images)
 
 
 async def _off_loop(work: partial[T], *, heavy: bool = True) -> T:
     return await asyncio.to_thread(work) if heavy else work()
-
-
-def _drive(flow: Generator[Request, Reply, T], send: Any) -> T:
-    """Run a look-up: each request it yields is sent, each reply or error handed back."""
-    try:
-        request = next(flow)
-        while True:
-            try:
-                reply = send(request)
-            except MedportError as error:
-                request = flow.throw(error)
-            else:
-                request = flow.send(reply)
-    except StopIteration as end:
-        result: T = end.value
-        return result
 
 
 async def _adrive(flow: Generator[Request, Reply, T], pool: AsyncHttp, deadline: Deadline) -> T:

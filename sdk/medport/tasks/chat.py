@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import orjson
 
 from medport import images as im
-from medport._call import Call, Reply
+from medport._call import Base64, Body, Call, Reply
 from medport.errors import InputError, ProtocolError
 from medport.results import Chat, Delta, Provenance, Usage
 from medport.wire import chat as wire
@@ -60,9 +60,9 @@ def call(prompt: Prompt, images: Images, options: ChatOptions, *, stream: bool) 
     request = {"messages": messages, **chosen}
     if stream:
         request |= {"model": "", "stream": True, "stream_options": {"include_usage": True}}
-        body = orjson.dumps(request)
+        body = _json(request)
     else:
-        body = orjson.dumps({"instances": [{"@requestFormat": wire.REQUEST_FORMAT, **request}]})
+        body = _json({"instances": [{"@requestFormat": wire.REQUEST_FORMAT, **request}]})
     return Call("medgemma", "chat/completions" if stream else "predict", body, _read, chosen)
 
 
@@ -103,9 +103,7 @@ def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if isinstance(content, str):
         if not content.strip():
-            raise InputError(
-                "the message is empty", field=f"{at}.content", remedy="write something"
-            )
+            raise InputError("the message is empty", field=f"{at}.content", remedy="write something")
         return {"role": message["role"], "content": content}
     if not isinstance(content, Sequence) or not content:
         raise InputError("content must be text or a list of parts", field=f"{at}.content")
@@ -128,13 +126,27 @@ def _part(at: str, part: object) -> dict[str, Any]:
 
 
 def _image_part(source: im.Source, at: str) -> dict[str, Any]:
-    url: object = source if im.is_remote(source) else _data_url(source, at)
+    url = source if im.is_remote(source) else prepared(source, at)
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _data_url(source: im.Source, at: str) -> orjson.Fragment:
-    # A data URL needs no escaping: spliced in as it is, megabytes of it are copied once and never scanned.
-    return orjson.Fragment(b'"' + prepared(source, at).data_url.encode() + b'"')
+def _json(request: dict[str, Any]) -> Body:
+    """The request as JSON, each image in it as its data URL.
+
+    orjson leaves a gap for an image, marked by a zero byte, which no JSON holds: its megabytes need not be
+    copied to be sent.
+    """
+    images: list[im.PreparedImage] = []
+
+    def gap(image: im.PreparedImage) -> orjson.Fragment:
+        images.append(image)
+        return orjson.Fragment(b"\0")
+
+    first, *rest = orjson.dumps(request, default=gap, option=orjson.OPT_PASSTHROUGH_DATACLASS).split(b"\0")
+    parts: list[bytes | Base64] = [first]
+    for image, after in zip(images, rest, strict=True):
+        parts += [f'"data:{image.media_type};base64,'.encode(), Base64(image.data), b'"' + after]
+    return Body(tuple(parts))
 
 
 def prepared(source: im.Source | im.PreparedImage, field: str) -> im.PreparedImage:

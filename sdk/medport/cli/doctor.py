@@ -1,0 +1,82 @@
+"""``config show`` and ``doctor``: which settings are in force, and whether each step to the models works."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medport import config
+from medport.cli.checks import Outcome, failed, run
+from medport.cli.link import Link
+from medport.cli.output import Output
+from medport.cli.session import Session, with_session
+from medport.errors import EXIT_FAILED, MedportError
+
+_MARKS = {"ok": ("ok     ", "green"), "failed": ("FAILED ", "bold red"), "skipped": ("skipped", "yellow")}
+
+
+@with_session
+def show(session: Session) -> int:
+    """Print the settings in force and where each came from. Secrets are masked."""
+    resolved = config.resolve(session.profile, session.settings)
+    rows = config.masked(resolved)
+    if session.output.json:
+        settings = [{"key": key, "value": value, "origin": origin} for key, value, origin in rows]
+        chain = [{"profile": name, "backend": profile.backend} for name, profile in resolved.chain]
+        session.output.data({"profile": resolved.name, "chain": chain, "settings": settings})
+    else:
+        session.output.text(f"profile {resolved.name}: {' → '.join(name for name, _ in resolved.chain)}")
+        session.output.table(("key", "value", "from"), rows)
+    return 0
+
+
+@with_session
+def doctor(session: Session) -> int:
+    """Check each step to the models of the active profile, and of each profile it falls back to."""
+    try:
+        resolved = config.resolve(session.profile, session.settings)
+    except MedportError as error:
+        outcome = failed("configuration", error, "mend medport.toml; see: medport config show")
+        return _report(session.output, [_shown(session.output, session.profile or "default", None, [outcome])])
+    found = []
+    for name, profile in resolved.chain:
+        if not session.output.json:
+            session.output.text(f"{name} ({profile.backend})")
+        link = Link(name, profile, resolved)
+        try:
+            outcomes = []
+            for outcome in run(link.checks()):
+                outcomes.append(outcome)
+                _line(session.output, outcome)
+        finally:
+            link.close()
+        found.append(_entry(name, profile.backend, outcomes))
+    return _report(session.output, found)
+
+
+def _entry(name: str, backend: str | None, outcomes: list[Outcome]) -> dict[str, Any]:
+    return {"profile": name, "backend": backend, "checks": [outcome.to_dict() for outcome in outcomes]}
+
+
+def _shown(output: Output, name: str, backend: str | None, outcomes: list[Outcome]) -> dict[str, Any]:
+    for outcome in outcomes:
+        _line(output, outcome)
+    return _entry(name, backend, outcomes)
+
+
+def _line(output: Output, outcome: Outcome) -> None:
+    if not output.json:
+        output.row(*_MARKS[outcome.status], f" {outcome.name:<18} {outcome.detail}")
+
+
+def _report(output: Output, profiles: list[dict[str, Any]]) -> int:
+    """The whole in JSON, or the first failure explained: what follows from it fails as well."""
+    failures = [(p["profile"], c) for p in profiles for c in p["checks"] if c["status"] == "failed"]
+    if output.json:
+        first = {"profile": failures[0][0], **failures[0][1]} if failures else None
+        output.data({"ok": not failures, "first_failure": first, "profiles": profiles})
+    elif failures:
+        name, check = failures[0]
+        output.text(f"\nBegin with {name}, {check['name']}: {check['detail']}\n  remedy: {check['remedy']}")
+    else:
+        output.text("\nAll is well.")
+    return EXIT_FAILED if failures else 0
