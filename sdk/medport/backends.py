@@ -59,10 +59,14 @@ class Backend:
     credential: Credential = field(repr=False)
     stop: Callable[[], None] | None = field(default=None, repr=False)
     """Ends what ``start`` began, for the in-process backend."""
+    server_name: str | None = None
+    """The name in the control plane's certificate, where its address is another."""
 
     def get(self, path: str) -> Request:
         """A look-up on the control plane."""
-        return Request("GET", f"{self.base_url}/v1/{path}", self.credential.headers())
+        return Request(
+            "GET", f"{self.base_url}/v1/{path}", self.credential.headers(), server_name=self.server_name
+        )
 
     def request(self, call: Call[Any], target: Target) -> Request:
         """The request of ``call``.
@@ -129,7 +133,14 @@ def _start_local(name: str, resolved: Resolved, profile: Profile) -> Backend:
         )
     credential = ApiKey(key) if key else NoCredential()
     return Backend(
-        name, profile.backend, profile, resolved.policy, url, Channel(ca_file=profile.ca_file), credential
+        name,
+        profile.backend,
+        profile,
+        resolved.policy,
+        url,
+        Channel(ca_file=profile.ca_file),
+        credential,
+        server_name=profile.server_name,
     )
 
 

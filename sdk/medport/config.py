@@ -27,6 +27,7 @@ _ENV_KEYS = (
 )  # fmt: skip
 
 
+_CHAIN_KEYS = ("timeout_s", "max_attempts", "language")
 _M = TypeVar("_M", bound=BaseModel)
 
 
@@ -147,13 +148,15 @@ def resolve(
         PolicyError: the policy forbids a profile of the chain.
     """
     environment = os.environ if environment is None else environment
-    merged, origins = _read_files(environment, directory or Path.cwd())
+    merged, origins = _read_files(environment, directory or _working_directory())
     parsed = _parse(_File, merged, "")
     name = profile or environment.get("MEDPORT_PROFILE") or parsed.default_profile
     if name is not None and name not in parsed.profiles:
         raise _unknown("profile", name, parsed.profiles, where=FILE_NAME)
     raw = dict(merged.get("profiles", {}).get(name, {})) if name else {}
     raw, extra = _overlaid(raw, environment, arguments or {})
+    if raw.get("url") and "backend" not in raw:
+        raw["backend"], extra["backend"] = "local", "implied by url"
     name = name or str(raw.get("backend", "in-process"))
     origins |= {f"profiles.{name}.{key}": origin for key, origin in extra.items()}
     chosen = _parse(Profile, raw, f"profiles.{name}")
@@ -161,6 +164,13 @@ def resolve(
     for link, each in chain:
         _check(link, each, parsed.policy)
     return Resolved(name, chain, parsed.policy, origins, dict(environment))
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the working directory no longer exists", remedy="cd to one that does") from None
 
 
 def _read_files(environment: Mapping[str, str], directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -255,6 +265,13 @@ def _unknown(what: str, name: str, known: Mapping[str, Any] | Sequence[str], *, 
 def _chain(name: str, profile: Profile, profiles: Mapping[str, Profile]) -> tuple[tuple[str, Profile], ...]:
     if not profile.fallback:
         return ((name, profile),)
+    own = profile.model_fields_set - {"fallback", *_CHAIN_KEYS}
+    if own:
+        raise ConfigError(
+            f"a fall-back chain has no {sorted(own)[0]} of its own",
+            field=f"profiles.{name}.{sorted(own)[0]}",
+            remedy="set it in the profiles of the chain",
+        )
     links = []
     for other in profile.fallback:
         if other not in profiles:
@@ -263,7 +280,7 @@ def _chain(name: str, profile: Profile, profiles: Mapping[str, Profile]) -> tupl
             raise ConfigError(f"profile {other!r} is a fall-back chain itself", field=f"profiles.{name}.fallback")
         links.append((other, profiles[other]))
     # The chain's own deadline, attempts and language hold for all its links.
-    common = {key: getattr(profile, key) for key in ("timeout_s", "max_attempts", "language")}
+    common = {key: getattr(profile, key) for key in _CHAIN_KEYS}
     return tuple((link, each.model_copy(update=common)) for link, each in links)
 
 
@@ -271,6 +288,10 @@ def _check(name: str, profile: Profile, policy: Policy) -> None:
     if profile.backend == "local" and not profile.url:
         raise ConfigError(
             "a local backend needs its url", field=f"profiles.{name}.url", remedy='url = "https://…"'
+        )
+    if profile.url and profile.backend != "local":
+        raise ConfigError(
+            f"the {profile.backend} backend has no url", field=f"profiles.{name}.url", remedy='backend = "local"'
         )
     if profile.url and not re.match(r"https?://[^/\s]+", profile.url):
         raise ConfigError("the url must begin with https:// or http://", field=f"profiles.{name}.url")
