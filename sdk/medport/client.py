@@ -148,8 +148,7 @@ class Client(_Clients):
         Raises:
             InputError: a text is empty; names which.
         """
-        given = [texts] if isinstance(texts, str) else list(texts)
-        return self._run(embed_task.embed(embed_task.text_instances(given), "texts"))
+        return self._run(embed_task.embed(embed_task.text_instances(texts), "texts"))
 
     def classify(
         self,
@@ -266,8 +265,7 @@ class AsyncClient(_Clients):
         return await self._run(embed_task.embed(instances, "images"))
 
     async def embed_texts(self, texts: str | Sequence[str]) -> Embeddings:
-        given = [texts] if isinstance(texts, str) else list(texts)
-        return await self._run(embed_task.embed(embed_task.text_instances(given), "texts"))
+        return await self._run(embed_task.embed(embed_task.text_instances(texts), "texts"))
 
     async def classify(
         self,

@@ -53,7 +53,11 @@ class PromptBuilder:
                     remedy="after an optional system message, let user and assistant alternate, user first",
                 )
         if len(messages) == start or messages[-1].role != "user":
-            raise InputError("the last message must be the user's", field=f"messages[{len(messages) - 1}].role")
+            raise InputError(
+                "the last message must be the user's",
+                field=f"messages[{len(messages) - 1}].role",
+                remedy="end with what the user asks",
+            )
         for i, message in enumerate(messages):
             self._check_content(message, f"messages[{i}].content")
         urls = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -69,23 +70,52 @@ def call(prompt: Prompt, images: Images, options: ChatOptions, *, stream: bool) 
 def _sampling(options: ChatOptions) -> wire.Sampling:
     unknown = set(options) - set(ChatOptions.__annotations__)
     if unknown:
-        raise InputError(f"unknown option {sorted(unknown)[0]!r}", remedy="see ChatOptions for those there are")
+        name = sorted(unknown)[0]
+        raise InputError("there is no such option", field=name, remedy="see ChatOptions for those there are")
+    for key in ("timeout_s", "wait_until_ready"):
+        _check_seconds(options.get(key), key)
     values: dict[str, Any] = {k: options[k] for k in wire.Sampling.model_fields if k in options}  # type: ignore[literal-required]
-    if isinstance(values.get("stop"), str):
-        values["stop"] = [values["stop"]]
-    elif "stop" in values:
-        values["stop"] = list(values["stop"])
+    if "stop" in values:
+        stop = values["stop"]
+        values["stop"] = list(stop) if isinstance(stop, list | tuple) else [stop]
     for key in ("temperature", "top_p"):
         if type(values.get(key)) is int:
             values[key] = float(values[key])
     return checked(wire.Sampling, values)
 
 
+def _check_seconds(value: object, field: str) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError("must be a number of seconds above 0", field=field, remedy="leave it out for the default")
+
+
+def text(value: str, field: str, *, blank: bool = False) -> str:
+    """``value``, if it is text that can be sent, and not blank unless that is allowed.
+
+    Raises:
+        InputError: it is no string, blank, or holds half a surrogate pair, which no encoding can carry.
+    """
+    if not isinstance(value, str):
+        raise InputError("must be text", field=field, remedy="give a string")
+    if not blank and not value.strip():
+        raise InputError("is empty", field=field, remedy="give some words")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                "holds half a surrogate pair", field=field, remedy="decode the text as what it is, such as UTF-16"
+            ) from None
+    return value
+
+
 def _messages(prompt: Prompt, images: Sequence[im.Source], options: ChatOptions) -> list[dict[str, Any]]:
+    if not isinstance(prompt, str | list | tuple):
+        raise InputError("must be text or a list of messages", field="prompt", remedy="ask something")
     if isinstance(prompt, str):
-        if not prompt.strip():
-            raise InputError("the prompt is empty", field="prompt", remedy="ask something")
-        messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": text(prompt, "prompt")}]
     else:
         messages = [_message(i, m) for i, m in enumerate(prompt)]
         if not messages:
@@ -99,30 +129,38 @@ def _messages(prompt: Prompt, images: Sequence[im.Source], options: ChatOptions)
 def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     at = f"messages[{index}]"
     if not isinstance(message, Mapping) or message.get("role") not in ("system", "user", "assistant"):
-        raise InputError("a message needs the role system, user or assistant", field=f"{at}.role")
+        raise InputError(
+            "the role must be system, user or assistant",
+            field=f"{at}.role",
+            remedy='{"role": "user", "content": …}',
+        )
     content = message.get("content")
     if isinstance(content, str):
-        if not content.strip():
-            raise InputError("the message is empty", field=f"{at}.content", remedy="write something")
-        return {"role": message["role"], "content": content}
+        return {"role": message["role"], "content": text(content, f"{at}.content")}
     if not isinstance(content, Sequence) or not content:
-        raise InputError("content must be text or a list of parts", field=f"{at}.content")
+        raise InputError(
+            "must be text or a list of texts and images", field=f"{at}.content", remedy="give at least one"
+        )
     return {"role": message["role"], "content": [_part(f"{at}.content[{i}]", p) for i, p in enumerate(content)]}
 
 
 def _part(at: str, part: object) -> dict[str, Any]:
     if isinstance(part, str):
-        return {"type": "text", "text": part}
+        return {"type": "text", "text": text(part, at, blank=True)}
     if not isinstance(part, Mapping):
         return _image_part(part, at)  # type: ignore[arg-type]
     kind = part.get("type")
     if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
+        return {"type": "text", "text": text(part["text"], at, blank=True)}
     if kind == "image":
         return _image_part(part.get("image"), at)  # type: ignore[arg-type]
     if kind == "image_url" and isinstance(part.get("image_url"), Mapping):
         return _image_part(part["image_url"].get("url"), at)
-    raise InputError("a part is text, an image, or a dict of type text, image or image_url", field=at)
+    raise InputError(
+        "is neither text nor an image",
+        field=at,
+        remedy="give text, an image, or a dict of type text, image, image_url",
+    )
 
 
 def _image_part(source: im.Source, at: str) -> dict[str, Any]:
@@ -167,7 +205,7 @@ def _attach(messages: list[dict[str, Any]], images: Sequence[im.Source]) -> None
     """Images go before the text of the last user message: the order of the models' own examples."""
     last = next((m for m in reversed(messages) if m["role"] == "user"), None)
     if last is None:
-        raise InputError("images need a user message to stand in", field="images")
+        raise InputError("there is no user message for the images", field="images", remedy="add one")
     parts = [_image_part(source, f"images[{i}]") for i, source in enumerate(images)]
     content = last["content"]
     last["content"] = [*parts, *([{"type": "text", "text": content}] if isinstance(content, str) else content)]
@@ -175,8 +213,8 @@ def _attach(messages: list[dict[str, Any]], images: Sequence[im.Source]) -> None
 
 def _add_system(messages: list[dict[str, Any]], options: ChatOptions) -> None:
     system = options.get("system") or ""
-    if not isinstance(system, str):
-        raise InputError("the system text must be a string", field="system")
+    if system:
+        text(system, "system")
     if messages[0]["role"] == "system":
         if system:
             raise InputError("the system text is given twice", field="system", remedy="give it once")

@@ -15,7 +15,7 @@ from medport._call import Flow
 from medport.errors import InputError, MedportError
 from medport.results import Classification, Classifications, Embeddings, Float32, Score
 from medport.tasks import embed
-from medport.tasks.chat import as_list
+from medport.tasks.chat import as_list, text
 
 Labels = Sequence[str] | Mapping[str, Sequence[str]]
 DEFAULT_TEMPLATES = ("{}",)
@@ -31,7 +31,7 @@ def classify(
     """
     names, prompts = _prompts(labels, templates)
     flat = [prompt for group in prompts for prompt in group]
-    texts = yield from embed.embed(embed.text_instances(flat), "labels")
+    texts = yield from embed.embed(embed.text_instances(flat, "labels"), "labels")
     if texts.errors:
         raise next(iter(texts.errors.values()))
     found = yield from embed.embed(instances, "images")
@@ -51,7 +51,7 @@ def images_of(images: im.Source | Sequence[im.Source]) -> list[bytes | MedportEr
 def _prompts(labels: Labels, templates: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     if isinstance(labels, str) or not labels:
         raise InputError("labels must be a list with at least one label", field="labels", remedy='["a", "b"]')
-    names = list(labels)
+    names = [text(label, f"labels[{i}]") for i, label in enumerate(labels)]
     if len(set(names)) != len(names):
         raise InputError("a label stands there twice", field="labels", remedy="give each once")
     if isinstance(templates, str) or not templates or not all("{}" in t for t in templates):
@@ -61,7 +61,7 @@ def _prompts(labels: Labels, templates: Sequence[str]) -> tuple[list[str], list[
     if isinstance(labels, Mapping):
         groups = [[p] if isinstance(p, str) else list(p) for p in labels.values()]
         if not all(groups):
-            raise InputError("a label has no prompts", field="labels")
+            raise InputError("a label has no prompts", field="labels", remedy="give each at least one")
         return names, groups
     return names, [[template.replace("{}", name) for template in templates] for name in names]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from medport import images as im
 from medport._call import Body, Call, Flow, Reply
 from medport.errors import ImageError, InputError, MedportError, ProtocolError, ServerError
 from medport.results import Embeddings, Float32, Provenance
-from medport.tasks.chat import prepared
+from medport.tasks.chat import prepared, text
 from medport.wire.vertex import error_in_body
 
 BATCH_BYTES = 1_400_000
@@ -43,16 +43,17 @@ def image_instances(sources: Sequence[im.Source]) -> list[bytes | MedportError]:
     return [_image_instance(source, f"images[{i}]") for i, source in enumerate(sources)]
 
 
-def text_instances(texts: Sequence[str]) -> list[bytes | MedportError]:
+def text_instances(texts: str | Sequence[str], field: str = "texts") -> list[bytes | MedportError]:
     """The instance of each text as JSON.
 
     Raises:
         InputError: a text is empty or not a string; names which.
     """
-    for i, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise InputError("the text is empty", field=f"texts[{i}]", remedy="give some words")
-    return [orjson.dumps({"text": text}) for text in texts]
+    if isinstance(texts, str):
+        texts = [texts]
+    if not isinstance(texts, Iterable):
+        raise InputError("must be text or a list of texts", field=field, remedy="give some words")
+    return [orjson.dumps({"text": text(each, f"{field}[{i}]")}) for i, each in enumerate(texts)]
 
 
 def _image_instance(source: im.Source, field: str) -> bytes | MedportError:
