@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -41,7 +41,6 @@ DEDICATED_LIMIT_BYTES = 10_000_000
 SHARED_LIMIT_BYTES = 1_500_000
 """Vertex documents "10 MB" and "1.5 MB"; the smaller reading of MB is taken (docs: choose an endpoint type)."""
 TARGET_TTL_S = 600.0
-SDK_VERSION = version("medport")
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9A-Fa-f:]+\](:\d{1,5})?")
 
 
@@ -300,7 +299,7 @@ def provenance(
         snapshot_sha256=pins.snapshot_sha256,
         lock_id=pins.lock_id,
         request_id=reply.headers.get(REQUEST_ID_HEADER.lower()),
-        sdk_version=SDK_VERSION,
+        sdk_version=_sdk_version(),
         time=datetime.now(UTC).isoformat(timespec="milliseconds"),
         latency_ms=(time.monotonic() - began_at) * 1e3,
         attempts=attempts,
@@ -309,6 +308,13 @@ def provenance(
         model_notice=pins.notice,
         language=backend.profile.language,
     )
+
+
+@cache
+def _sdk_version() -> str:
+    from importlib.metadata import version
+
+    return version("medport")
 
 
 def named(error: MedportError, name: str, attempts: int) -> MedportError:

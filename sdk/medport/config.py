@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # as wire.Deferred
 
 
 class Auth(_Settings):
@@ -61,7 +60,7 @@ class Profile(_Settings):
     medsiglip: Endpoint | None = None
     snapshot: dict[Family, Path] = {}
     """Model directories for the in-process backend; the phantom models if empty."""
-    auth: Auth = Auth()
+    auth: Auth = Field(default_factory=Auth)  # an instance here would build the validator at import
     api_key: SecretStr | None = None
     ca_file: str | None = None
     api_domain: str = "googleapis.com"
@@ -93,7 +92,7 @@ class Policy(_Settings):
 class _File(_Settings):
     default_profile: str | None = None
     profiles: dict[str, Profile] = {}
-    policy: Policy = Policy()
+    policy: Policy = Field(default_factory=Policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +173,8 @@ def _working_directory() -> Path:
 
 
 def _read_files(environment: Mapping[str, str], directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    import tomllib  # 16 ms that a program without a file need not pay
+
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for path in _files(environment, directory):

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medport.errors import InputError
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class Deferred(BaseModel):
+    """A model whose validator is built at its first use, and not by ``import medport``."""
+
+    model_config = ConfigDict(defer_build=True)
 
 
 def checked(model: type[M], values: object) -> M:

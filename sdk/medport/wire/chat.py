@@ -10,11 +10,13 @@ Source: Google-Health/medgemma, notebooks/quick_start_with_model_garden.ipynb; O
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from medport.errors import ProtocolError
+from medport.wire import Deferred
 from medport.wire.vertex import error_in_body
 
 REQUEST_FORMAT = "chatCompletions"
@@ -23,10 +25,11 @@ MAX_TOKENS_LIMIT = 131_072
 """No MedGemma has a longer context than 128 K tokens, so no answer can be longer (model card)."""
 
 Role = Literal["system", "user", "assistant"]
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
 FinishReason = Literal["stop", "length", "content_filter"]
 
 
-class Sampling(BaseModel):
+class Sampling(Deferred):
     """How tokens are chosen. ``temperature`` 0, the default, is greedy."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
@@ -37,19 +40,21 @@ class Sampling(BaseModel):
     top_k: Annotated[int, Field(ge=-1, le=1_000_000)] = -1
     """-1 and 0 both mean all tokens, as in vLLM."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)] = []
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16, default_factory=list)
+    ]
 
 
-class TextPart(BaseModel):
+class TextPart(Deferred):
     type: Literal["text"] = "text"
     text: str
 
 
-class ImageUrl(BaseModel):
+class ImageUrl(Deferred):
     url: str
 
 
-class ImagePart(BaseModel):
+class ImagePart(Deferred):
     type: Literal["image_url"] = "image_url"
     image_url: ImageUrl
 
@@ -57,12 +62,12 @@ class ImagePart(BaseModel):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class Message(BaseModel):
+class Message(Deferred):
     role: Role
     content: str | list[Part]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Deferred):
     include_usage: bool = False
 
 
@@ -77,18 +82,18 @@ class ChatRequest(Sampling):
     stream_options: StreamOptions | None = None
 
 
-class ReplyMessage(BaseModel):
+class ReplyMessage(Deferred):
     role: Literal["assistant"] = "assistant"
     content: str = ""
 
 
-class Choice(BaseModel):
+class Choice(Deferred):
     index: int = 0
     message: ReplyMessage
     finish_reason: FinishReason | None = None
 
 
-class Usage(BaseModel):
+class Usage(Deferred):
     """Token counts. An image counts as the soft tokens it becomes (256 in MedGemma)."""
 
     model_config = ConfigDict(frozen=True)
@@ -98,28 +103,28 @@ class Usage(BaseModel):
     total_tokens: int = 0
 
 
-class ChatReply(BaseModel):
+class ChatReply(Deferred):
     id: str = ""
     object: Literal["chat.completion"] = "chat.completion"
     created: int = 0
     model: str = ""
     choices: list[Choice]
-    usage: Usage = Usage()
+    usage: Usage = Field(default_factory=Usage)
 
 
-class ChunkDelta(BaseModel):
+class ChunkDelta(Deferred):
     role: Literal["assistant"] | None = None
     content: str = ""
     """Always present: Google's own notebook reads it from every chunk."""
 
 
-class ChunkChoice(BaseModel):
+class ChunkChoice(Deferred):
     index: int = 0
     delta: ChunkDelta
     finish_reason: FinishReason | None = None
 
 
-class ChatChunk(BaseModel):
+class ChatChunk(Deferred):
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int = 0
@@ -128,10 +133,9 @@ class ChatChunk(BaseModel):
     usage: Usage | None = None
 
 
-class Answer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Answer:
     """What the client needs of a reply, whatever form it came in."""
-
-    model_config = ConfigDict(frozen=True)
 
     text: str
     finish_reason: FinishReason | None
@@ -139,10 +143,9 @@ class Answer(BaseModel):
     id: str = ""
 
 
-class Piece(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Piece:
     """What the client needs of one stream chunk."""
-
-    model_config = ConfigDict(frozen=True)
 
     text: str = ""
     finish_reason: FinishReason | None = None

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from medport.errors import MedportError, NotReady, class_for, row_of
+from medport.wire import Deferred
 
 DEPLOYED_MODEL_HEADER = "X-Vertex-AI-Deployed-Model-Id"
 MODEL_HEADER = "X-Vertex-AI-Model"
@@ -27,7 +28,7 @@ ERROR_DOMAIN = "medport"
 _ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 
 
-class Resource(BaseModel):
+class Resource(Deferred):
     """Read leniently: fields that we do not use are dropped, camelCase and snake_case both taken."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
@@ -43,15 +44,15 @@ class DeployedModel(Resource):
 class EndpointResource(Resource):
     name: str
     display_name: str = ""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
     dedicated_endpoint_enabled: bool = False
     dedicated_endpoint_dns: str = ""
-    deployed_models: list[DeployedModel] = []
-    traffic_split: dict[str, int] = {}
+    deployed_models: list[DeployedModel] = Field(default_factory=list)
+    traffic_split: dict[str, int] = Field(default_factory=dict)
 
 
 class EndpointList(Resource):
-    endpoints: list[EndpointResource] = []
+    endpoints: list[EndpointResource] = Field(default_factory=list)
 
 
 class EnvVar(Resource):
@@ -61,8 +62,8 @@ class EnvVar(Resource):
 
 class ContainerSpec(Resource):
     image_uri: str = ""
-    args: list[str] = []
-    env: list[EnvVar] = []
+    args: list[str] = Field(default_factory=list)
+    env: list[EnvVar] = Field(default_factory=list)
 
 
 class ModelResource(Resource):
@@ -71,7 +72,7 @@ class ModelResource(Resource):
     display_name: str = ""
     description: str = ""
     version_description: str = ""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
     container_spec: ContainerSpec | None = None
 
 
