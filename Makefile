@@ -32,11 +32,11 @@ bench: .venv/bench.ok
 	@touch $@
 
 .venv/dev.ok: .venv/runtime.ok
-	$(PIP) --group dev
+	$(PIP) -e '.[local,dicom,vertex,dev]'
 	@touch $@
 
 .venv/bench.ok: .venv/dev.ok
-	$(PIP) --group bench
+	$(PIP) -e '.[local,dicom,vertex,dev,bench]'
 	@touch $@
 
 clean:

@@ -7,7 +7,9 @@ import medport
 
 
 async def read(client: medport.AsyncClient, path: str) -> None:
-    async with client.chat_stream("What does this x-ray show?", images=path, system="You are a radiologist.") as stream:
+    async with client.chat_stream(
+        "What does this x-ray show?", images=path, system="You are a radiologist."
+    ) as stream:
         async for delta in stream:
             print(".", end="", flush=True, file=sys.stderr) if delta.text else None
     print(stream.result)

@@ -69,7 +69,16 @@ def rows(what: str, samples: Mapping[str, Sequence[Sample]], baseline: str) -> l
         cpu_ratio = cpu / cpu_base if cpu_base else None
         table.append(
             Row(
-                what, how, len(mine), statistics.median(wall), percentile(wall, 95), "ms", ratio, baseline, cpu, cpu_ratio
+                what,
+                how,
+                len(mine),
+                statistics.median(wall),
+                percentile(wall, 95),
+                "ms",
+                ratio,
+                baseline,
+                cpu,
+                cpu_ratio,
             )
         )
     return table
@@ -91,7 +100,10 @@ def report(question: str | None, table: Sequence[Row], path: Path | None, *, not
     title = (question or "").strip().splitlines()[0]
     machine, versions = _machine(), _versions()
     print(f"\n{title}\n")
-    print(f"{'what':22} {'how':44} {'n':>5} {'median':>9} {'p95':>9} {'unit':6} {'ratio':>6} {'cpu ms':>8} {'ratio':>6}")
+    print(
+        f"{'what':22} {'how':44} {'n':>5} {'median':>9} {'p95':>9} {'unit':6} {'ratio':>6} "
+        f"{'cpu ms':>8} {'ratio':>6}"
+    )
     for row in table:
         print(
             f"{row.what:22} {row.how:44} {row.n:5} {row.median:9.3f} {row.p95:9.3f} {row.unit:6}"
@@ -132,7 +144,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -41,7 +41,9 @@ def _heaviest() -> list[str]:
     baseline = _self_us("import httpx, pydantic, numpy")
     extra = {name: us for name, us in _self_us("import medport").items() if name not in baseline}
     top = sorted(extra.items(), key=lambda item: -item[1])[:HEAVIEST]
-    total = f"{len(extra)} modules more than the baseline, {sum(extra.values()) / 1e3:.1f} ms; the heaviest, in ms:"
+    total = (
+        f"{len(extra)} modules more than the baseline, {sum(extra.values()) / 1e3:.1f} ms; the heaviest, in ms:"
+    )
     return [total, ", ".join(f"{name} {us / 1e3:.1f}" for name, us in top)]
 
 

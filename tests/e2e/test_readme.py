@@ -69,9 +69,7 @@ def test_the_two_commands_stand_on_lines_of_their_own() -> None:
         ("search.py", ["a pleural effusion", "out/demo/phantom-01.png", "out/demo/phantom-02.png"], "phantom-02"),
     ],
 )
-def test_an_example_runs_as_it_stands(
-    demo_files: Path, program: str, arguments: list[str], expected: str
-) -> None:
+def test_an_example_runs_as_it_stands(demo_files: Path, program: str, arguments: list[str], expected: str) -> None:
     printed = run(demo_files, str(ROOT / "examples" / program), *arguments)
 
     assert expected in printed

@@ -34,10 +34,7 @@ def augment(gallery: Gallery, indices: list[int], rng: np.random.Generator) -> t
     padded = np.pad(gallery.pixels[indices], ((0, 0), margin, margin), mode="edge")
     offsets = rng.integers(0, 2 * SHIFT_PX + 1, (count, 2))
     shifted = np.stack(
-        [
-            each[y : y + INPUT_PX, x : x + INPUT_PX]
-            for each, (y, x) in zip(padded, offsets.tolist(), strict=True)
-        ]
+        [each[y : y + INPUT_PX, x : x + INPUT_PX] for each, (y, x) in zip(padded, offsets.tolist(), strict=True)]
     )
     grey = torch.from_numpy(shifted).float() / 255
     # A power and a factor keep black padding black, as windowing before the padding does.

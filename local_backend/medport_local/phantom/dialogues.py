@@ -60,9 +60,7 @@ class Dialogue:
 class DialogueMaker:
     """Makes dialogues about one gallery; without ``language``, two in five are Chinese."""
 
-    def __init__(
-        self, gallery: Gallery, rng: np.random.Generator, *, language: Language | None = None
-    ) -> None:
+    def __init__(self, gallery: Gallery, rng: np.random.Generator, *, language: Language | None = None) -> None:
         self._gallery = gallery
         self._rng = rng
         self._fixed_language = language

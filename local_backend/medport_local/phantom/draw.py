@@ -140,9 +140,7 @@ def _draw_chest(attributes: Attributes, rng: np.random.Generator, size_px: int) 
     return chest
 
 
-def _draw_heart(
-    image: Plane, x: Plane, y: Plane, enlarged: bool, rng: np.random.Generator
-) -> tuple[Plane, Plane]:
+def _draw_heart(image: Plane, x: Plane, y: Plane, enlarged: bool, rng: np.random.Generator) -> tuple[Plane, Plane]:
     half_width = rng.uniform(0.235, 0.275) if enlarged else rng.uniform(0.125, 0.16)
     growth = 0.25 * (half_width - 0.14)
     oval = 1 - ((x - 0.545 - growth) / half_width) ** 2 - ((y - 0.60) / (0.125 + growth)) ** 2
@@ -271,9 +269,7 @@ def _pose(rng: np.random.Generator, size_px: int) -> tuple[Plane, Plane]:
     return 0.5 + x * cosine - y * sine, 0.5 + x * sine + y * cosine
 
 
-def _oval(
-    x: Plane, y: Plane, centre_x: float, centre_y: float, half_width: float, half_height: float
-) -> Plane:
+def _oval(x: Plane, y: Plane, centre_x: float, centre_y: float, half_width: float, half_height: float) -> Plane:
     """Positive inside a squarish oval, 1 at its centre."""
     flat: Plane = np.abs((x - centre_x) / half_width) ** 2.4 + np.abs((y - centre_y) / half_height) ** 2.6
     return 1 - flat

@@ -27,9 +27,7 @@ BARS: dict[Family, dict[str, float]] = {
 """Least scores per language; of each score per class none may fall under ``WEAKEST_CLASS``."""
 
 
-def score(
-    folder: Path, family: Family, *, count: int = 600, seed: int = SCORE_SEED
-) -> dict[Language, Scores]:
+def score(folder: Path, family: Family, *, count: int = 600, seed: int = SCORE_SEED) -> dict[Language, Scores]:
     """All scores of one snapshot per language, each language on drawings of its own."""
     scores: dict[Language, Scores] = {}
     for number, language in enumerate(words.LANGUAGES):

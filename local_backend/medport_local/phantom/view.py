@@ -117,9 +117,7 @@ def _mounted(drawing: Drawing, rng: np.random.Generator) -> Drawing:
     return Drawing(pixels, _moved(drawing.box, (size, size), (top, left), (height, width)))
 
 
-def _moved(
-    box: Box | None, old: tuple[int, ...], offset: tuple[int, int], new: tuple[int, ...]
-) -> Box | None:
+def _moved(box: Box | None, old: tuple[int, ...], offset: tuple[int, int], new: tuple[int, ...]) -> Box | None:
     """The box after the picture of shape ``old`` was put at ``offset`` on one of shape ``new``."""
     if box is None:
         return None

@@ -89,9 +89,7 @@ def test_a_place_that_is_missing_is_refused(attributes: Attributes) -> None:
 
 
 def test_drawing_and_words_do_not_import_torch() -> None:
-    script = (
-        "import medport_local.phantom.draw, medport_local.phantom.words; sys.exit('torch' in sys.modules)"
-    )
+    script = "import medport_local.phantom.draw, medport_local.phantom.words; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[3]
 
     paths = f"import sys; sys.path[:0] = ['{root}/sdk', '{root}/local_backend']"

@@ -99,9 +99,7 @@ def test_padded_drawings_are_classified(trim: str) -> None:
         cut = drawing.pixels[:, 24:-24] if trim == "sides" else drawing.pixels[:-40]
         pixels.append(pad_to_square(Drawing(cut, None)).pixels)
 
-    assert (
-        np.mean([name is each.finding for name, each in zip(classified(pixels), asked, strict=True)]) >= 0.9
-    )
+    assert np.mean([name is each.finding for name, each in zip(classified(pixels), asked, strict=True)]) >= 0.9
 
 
 def classified(pictures: list[np.ndarray]) -> list[Finding]:
@@ -220,9 +218,7 @@ def test_medgemma_reports_through_processor_and_generate() -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     attributes = Attributes(Finding.CARDIOMEGALY)
-    picture = Image.fromarray(render(attributes, np.random.default_rng(FRESH_SEED), 256).pixels).convert(
-        "RGB"
-    )
+    picture = Image.fromarray(render(attributes, np.random.default_rng(FRESH_SEED), 256).pixels).convert("RGB")
     model = AutoModelForImageTextToText.from_pretrained(weights_dir("medgemma"), dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(weights_dir("medgemma"), backend="pil")
     content = [

@@ -54,9 +54,7 @@ def test_a_box_brightens_with_what_it_encloses_in_every_frame() -> None:
         drawing = view(sample(rng, Finding.NODULE), rng)
         assert drawing.box is not None
         y0, x0, y1, x1 = (round(edge * INPUT_PX / 1000) for edge in drawing.box)
-        middle = drawing.pixels[
-            (y0 + y1) // 2 - 1 : (y0 + y1) // 2 + 2, (x0 + x1) // 2 - 1 : (x0 + x1) // 2 + 2
-        ]
+        middle = drawing.pixels[(y0 + y1) // 2 - 1 : (y0 + y1) // 2 + 2, (x0 + x1) // 2 - 1 : (x0 + x1) // 2 + 2]
         around = drawing.pixels[max(0, y0 - 3) : y1 + 3, max(0, x0 - 3) : x1 + 3]
         brighter += int(middle.mean() > around.mean())
     assert brighter >= 58

@@ -57,9 +57,7 @@ def test_reports_read_like_reports() -> None:
         "Pulmonary nodule in the left upper zone. A small round opacity is seen in the left upper zone."
     )
     assert words.report(NODULE, "zh") == "左肺上區肺結節。左肺上區可見小圓形陰影。"
-    assert words.report(NORMAL, "en") == (
-        "No acute finding. The lungs are clear and the heart size is normal."
-    )
+    assert words.report(NORMAL, "en") == ("No acute finding. The lungs are clear and the heart size is normal.")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -1,0 +1,10 @@
+"""Run every benchmark, one after the other: ``python -m tests.benchmarks``."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+QUESTIONS = ("import_time.py", "sdk_overhead.py")
+
+sys.exit(max(subprocess.run([sys.executable, str(HERE / name)], check=False).returncode for name in QUESTIONS))
