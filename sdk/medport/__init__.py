@@ -5,7 +5,9 @@
 >>> client.chat("Describe this X-ray", images="cxr.dcm")  # doctest: +SKIP
 """
 
-from medport.client import AsyncClient, Client
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from medport.errors import (
     AuthError,
     ConfigError,
@@ -34,8 +36,12 @@ from medport.results import (
     Score,
     Usage,
 )
-from medport.stream import AsyncChatStream, ChatStream
-from medport.tasks.chat import ChatOptions
+
+if TYPE_CHECKING:
+    from medport import images
+    from medport.client import AsyncClient, Client
+    from medport.stream import AsyncChatStream, ChatStream
+    from medport.tasks.chat import ChatOptions
 
 __all__ = [
     "AsyncChatStream",
@@ -67,4 +73,27 @@ __all__ = [
     "Timeout",
     "Usage",
     "VerificationError",
+    "images",
 ]
+
+# What opens connections loads httpx and builds pydantic models: at its first use, so that importing is free.
+_AT_FIRST_USE = {
+    "AsyncChatStream": "medport.stream",
+    "AsyncClient": "medport.client",
+    "ChatOptions": "medport.tasks.chat",
+    "ChatStream": "medport.stream",
+    "Client": "medport.client",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "images":
+        return import_module("medport.images")
+    if name not in _AT_FIRST_USE:
+        raise AttributeError(f"module 'medport' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_AT_FIRST_USE[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

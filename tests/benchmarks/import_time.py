@@ -15,6 +15,7 @@ import harness
 CODE = {
     "import httpx, pydantic, numpy": "import httpx, pydantic, numpy",
     "import medport": "import medport",
+    "from medport import Client": "from medport import Client",
     "(interpreter alone)": "pass",
 }
 HEAVIEST = 12

@@ -119,7 +119,8 @@ def test_the_policy_holds_for_each_link_of_a_chain(tmp_path: Path) -> None:
 
 def test_a_location_in_the_resource_name_counts(tmp_path: Path) -> None:
     text = (
-        '[policy]\nallowed_locations = ["europe-west4"]\n[profiles.c]\nbackend = "vertex"\nlocation = "europe-west4"\n'
+        '[policy]\nallowed_locations = ["europe-west4"]\n'
+        '[profiles.c]\nbackend = "vertex"\nlocation = "europe-west4"\n'
         'medgemma = { endpoint = "projects/p/locations/us-east1/endpoints/1" }\n'
     )
 
