@@ -21,6 +21,7 @@ def get(server: inprocess.Server, path: str) -> httpx.Response:
 
 
 def test_it_answers_on_a_private_socket_and_cleans_up(siglip_folder: Path) -> None:
+    before = set(threading.enumerate())
     server = inprocess.start({"medsiglip": siglip_folder})
     assert server.socket_path is not None
     directory = server.socket_path.parent
@@ -32,7 +33,8 @@ def test_it_answers_on_a_private_socket_and_cleans_up(siglip_folder: Path) -> No
     server.close()
 
     assert not directory.exists()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("medport")]
+    # Others of this process may be serving too.
+    assert not [t for t in set(threading.enumerate()) - before if t.name.startswith("medport")]
 
 
 def test_several_live_side_by_side(siglip_folder: Path) -> None:
