@@ -17,7 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from medport._call import Deadline, Reply, Request
-from medport.errors import ConfigError, ConnectionFailed, MedportError, ProtocolError, Timeout
+from medport.errors import AuthError, ConfigError, ConnectionFailed, MedportError, ProtocolError, Timeout
 from medport.wire.vertex import REQUEST_ID_HEADER, error_from
 
 CONNECT_TIMEOUT_S = 10.0
@@ -120,7 +120,7 @@ class Http:
         with self.stream(request, deadline) as (head, chunks):
             if head.status != 200:
                 _checked(head, b"".join(_bounded(chunks, deadline)))
-            yield head, chunks
+            yield head, _bounded(chunks, deadline)
 
     def close(self) -> None:
         for pool in self._routes:
@@ -166,7 +166,7 @@ class AsyncHttp:
         async with self.stream(request, deadline) as (head, chunks):
             if head.status != 200:
                 _checked(head, b"".join([chunk async for chunk in _abounded(chunks, deadline)]))
-            yield head, chunks
+            yield head, _abounded(chunks, deadline)
 
     async def close(self) -> None:
         for pool in self._routes:
@@ -220,6 +220,8 @@ def _checked(head: Reply, body: bytes) -> Reply:
         )
     error = error_from(head.status, body, retry_after_s=_retry_after(head.headers.get("retry-after")))
     error.request_id = head.headers.get(REQUEST_ID_HEADER.lower())
+    if isinstance(error, AuthError):
+        error.renewable = head.status == 401
     raise error
 
 
@@ -288,8 +290,11 @@ def fetch(
 ) -> tuple[int, dict[str, str], bytes]:
     """One plain exchange of a token server: any status is an answer."""
     try:
-        with httpx.Client(verify=tls_context(ca_file), timeout=timeout_s) as client:
-            answer = client.request(method, url, content=body, headers=headers)
+        with (
+            httpx.Client(verify=tls_context(ca_file), timeout=timeout_s) as client,
+            client.stream(method, url, content=body, headers={**_COMMON, **headers}) as answer,
+        ):
+            content = b"".join(_bounded(answer.iter_raw(), Deadline.after(timeout_s)))
     except _FAULTS as fault:
         raise _error(fault) from fault
-    return answer.status_code, dict(answer.headers), answer.content
+    return answer.status_code, dict(answer.headers), content

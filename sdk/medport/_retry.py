@@ -22,6 +22,7 @@ def policy(deadline: Deadline, *, max_attempts: int, ready_by: Deadline | None =
     asked for. ``NotReady`` is tried again only while ``ready_by`` lasts, and then without a count: a cold
     endpoint takes minutes.
     """
+    colds = 0
 
     def again(error: BaseException) -> bool:
         if isinstance(error, NotReady):
@@ -29,9 +30,11 @@ def policy(deadline: Deadline, *, max_attempts: int, ready_by: Deadline | None =
         return isinstance(error, MedportError) and error.retryable
 
     def stop(state: RetryCallState) -> bool:
+        nonlocal colds
         cold = isinstance(_error(state), NotReady) and ready_by is not None
+        colds += cold
         limit = ready_by if cold and ready_by is not None else deadline
-        tired = not cold and state.attempt_number >= max_attempts
+        tired = not cold and state.attempt_number - colds >= max_attempts
         return tired or state.upcoming_sleep >= limit.remaining_s()
 
     return {"retry": retry_if_exception(again), "wait": wait_s, "stop": stop, "reraise": True}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from medport import _extras
@@ -20,9 +20,11 @@ from medport.errors import (
     AuthError,
     ConfigError,
     ConnectionFailed,
+    InputError,
     MedportError,
     NotFound,
     PolicyError,
+    ProtocolError,
     RequestTooLarge,
 )
 from medport.results import Provenance
@@ -34,13 +36,18 @@ from medport.wire.vertex import (
     EndpointResource,
     ModelResource,
     Pins,
+    Resource,
     pins_from_model,
 )
+
+_Resource = TypeVar("_Resource", bound=Resource)
 
 DEDICATED_LIMIT_BYTES = 10_000_000
 SHARED_LIMIT_BYTES = 1_500_000
 """Vertex documents "10 MB" and "1.5 MB"; the smaller reading of MB is taken (docs: choose an endpoint type)."""
 TARGET_TTL_S = 600.0
+# Only the envelope's own key looks so: inside a JSON string, quotes are escaped.
+_DEPLOYED = re.compile(rb'"deployedModelId"\s*:\s*"(\w{1,64})"')
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9A-Fa-f:]+\](:\d{1,5})?")
 
 
@@ -182,11 +189,12 @@ def locate(backend: Backend, family: Family) -> Generator[Request, Reply, Target
         name = _resource_name(wanted.endpoint, backend.profile)
         try:
             reply = yield backend.get(name)
-            endpoint = checked(EndpointResource, reply.json())
+            endpoint = _resource(EndpointResource, reply)
         except (AuthError, NotFound, ConnectionFailed):
             if wanted.dns is None:
                 raise
             endpoint = EndpointResource(name=name)  # may predict, may not read: the host is in the profile
+        _check_location(name, endpoint.name)
     base_url, limit = _reach(backend, endpoint, wanted.dns if wanted else None)
     pins = {}
     for deployed in endpoint.deployed_models:
@@ -216,7 +224,7 @@ def look_up(backend: Backend, family: Family, send: Callable[[Request], Reply]) 
 def _find(backend: Backend, family: Family) -> Generator[Request, Reply, EndpointResource]:
     """A server of one's own need not be told its endpoints' names: they carry a label."""
     reply = yield backend.get("projects/-/locations/-/endpoints")
-    for endpoint in checked(EndpointList, reply.json()).endpoints:
+    for endpoint in _resource(EndpointList, reply).endpoints:
         if endpoint.labels.get("medport-family") == family:
             return endpoint
     raise NotFound(f"the server serves no {family}", field=family, remedy=f"start it with --snapshot {family}=DIR")
@@ -228,6 +236,27 @@ def _resource_name(endpoint: str, profile: Profile) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", endpoint):
         raise ConfigError("this is neither an endpoint id nor a resource name", field="endpoint")
     return f"projects/{profile.project or '-'}/locations/{profile.location or '-'}/endpoints/{endpoint}"
+
+
+def _resource(model: type[_Resource], reply: Reply) -> _Resource:
+    try:
+        return checked(model, reply.json())
+    except InputError as fault:
+        raise ProtocolError(
+            "the answer to a look-up cannot be read", field=fault.field, remedy="check the control plane's URL"
+        ) from None
+
+
+def _check_location(asked: str, answered: str) -> None:
+    wanted, found = location_of(asked), location_of(answered)
+    if found is None:
+        raise ProtocolError("the endpoint's name is no resource name", field="name", remedy="check the URL")
+    if wanted not in ("-", found):
+        raise PolicyError(
+            f"the endpoint was asked for in {wanted} and says that it is in {found}",
+            field="endpoint",
+            remedy="check the endpoint's location",
+        )
 
 
 def _reach(backend: Backend, endpoint: EndpointResource, dns: str | None) -> tuple[str, int]:
@@ -269,7 +298,7 @@ def _pins(backend: Backend, model: str, version_id: str) -> Generator[Request, R
     try:
         # Without the version the *default* one would answer, which need not be the one deployed.
         reply = yield backend.get(f"{model.partition('@')[0]}@{version_id}" if version_id else model)
-        return pins_from_model(checked(ModelResource, reply.json()))
+        return pins_from_model(_resource(ModelResource, reply))
     except (AuthError, NotFound):
         return Pins()  # the role to read models is not needed to predict; the result then says "unknown"
 
@@ -287,6 +316,8 @@ def provenance(
     deployed = reply.headers.get(DEPLOYED_MODEL_HEADER.lower())
     if deployed is None and len(target.pins) == 1:
         deployed = next(iter(target.pins))
+    elif deployed is None and (named := _DEPLOYED.search(reply.body)):
+        deployed = named[1].decode()
     pins = target.pins.get(deployed or "", Pins())
     return Provenance(
         backend=backend.name,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -16,6 +15,7 @@ from medport import backends, config
 from medport._call import Call, Deadline, Family, Flow, Reply, Request
 from medport._http import AsyncHttp, Channel, Http
 from medport._retry import policy
+from medport._threads import in_thread
 from medport.backends import Backend, Target
 from medport.errors import AuthError, ConfigError, ConnectionFailed, MedportError, NotFound
 from medport.images import Source
@@ -28,6 +28,7 @@ from medport.tasks.chat import ChatOptions, Images, Prompt
 from medport.tasks.classify import DEFAULT_TEMPLATES, Labels
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class _Clients:
@@ -209,7 +210,7 @@ class Client(_Clients):
                 for attempt in Retrying(**self._policy(deadline, options)):
                     with attempt:
                         attempts += 1
-                        backend, target, reply = self._exchange(name, call, deadline)
+                        backend, target, reply = self._exchange(name, call, deadline, Http.send)
                         source = backends.provenance(
                             backend, target, reply, began_at=began, attempts=attempts, sampling=call.sampling
                         )
@@ -220,18 +221,25 @@ class Client(_Clients):
                     raise
         raise AssertionError("a chain has at least one link")
 
-    def _exchange(self, name: str, call: Call[Any], deadline: Deadline) -> tuple[Backend, Target, Reply]:
+    def _exchange(
+        self,
+        name: str,
+        call: Call[Any],
+        deadline: Deadline,
+        send: Callable[[Http, Request, Deadline], R],
+    ) -> tuple[Backend, Target, R]:
+        """One attempt: the endpoint found, the request sent by ``send``, and that once more with a new token."""
         backend = self._backend(name)
         pool = self._pool(backend)
         try:
             try:
                 target = self._target(backend, pool, call.model, deadline)
-                return backend, target, pool.send(backend.request(call, target), deadline)
-            except AuthError:
-                if not backend.credential.renew():  # a token may be revoked before its time: one fresh try
+                return backend, target, send(pool, backend.request(call, target), deadline)
+            except AuthError as refused:  # a token may be revoked before its time: one fresh try
+                if not refused.renewable or not backend.credential.renew():
                     raise
             target = self._target(backend, pool, call.model, deadline)
-            return backend, target, pool.send(backend.request(call, target), deadline)
+            return backend, target, send(pool, backend.request(call, target), deadline)
         except MedportError as error:
             self._forget(name, call.model, error)
             raise
@@ -279,7 +287,7 @@ class AsyncClient(_Clients):
     async def close(self) -> None:
         for pool in self._pools.values():
             await pool.close()
-        await asyncio.to_thread(self._stop_all)
+        await in_thread(self._stop_all)
 
     async def __aenter__(self) -> Self:
         return self
@@ -311,7 +319,7 @@ class AsyncClient(_Clients):
                 async for attempt in AsyncRetrying(**self._policy(deadline, options)):
                     with attempt:
                         attempts += 1
-                        backend, target, reply = await self._exchange(name, call, deadline)
+                        backend, target, reply = await self._exchange(name, call, deadline, AsyncHttp.send)
                         source = backends.provenance(
                             backend, target, reply, began_at=began, attempts=attempts, sampling=call.sampling
                         )
@@ -322,18 +330,24 @@ class AsyncClient(_Clients):
                     raise
         raise AssertionError("a chain has at least one link")
 
-    async def _exchange(self, name: str, call: Call[Any], deadline: Deadline) -> tuple[Backend, Target, Reply]:
+    async def _exchange(
+        self,
+        name: str,
+        call: Call[Any],
+        deadline: Deadline,
+        send: Callable[[AsyncHttp, Request, Deadline], Awaitable[R]],
+    ) -> tuple[Backend, Target, R]:
         backend = await self._ready(name)
         pool = self._pool(backend)
         try:
             try:
                 target = await self._target(backend, pool, call.model, deadline)
-                return backend, target, await pool.send(backend.request(call, target), deadline)
-            except AuthError:
-                if not await asyncio.to_thread(backend.credential.renew):
+                return backend, target, await send(pool, backend.request(call, target), deadline)
+            except AuthError as refused:
+                if not refused.renewable or not await in_thread(backend.credential.renew):
                     raise
             target = await self._target(backend, pool, call.model, deadline)
-            return backend, target, await pool.send(backend.request(call, target), deadline)
+            return backend, target, await send(pool, backend.request(call, target), deadline)
         except MedportError as error:
             self._forget(name, call.model, error)
             raise
@@ -341,9 +355,9 @@ class AsyncClient(_Clients):
     async def _ready(self, name: str) -> Backend:
         """Starting a backend and fetching a token may block: off the loop."""
         started = self._backends.get(name)
-        backend = started if started is not None else await asyncio.to_thread(self._backend, name)
+        backend = started if started is not None else await in_thread(partial(self._backend, name))
         if backend.credential.may_block:
-            await asyncio.to_thread(backend.credential.headers)
+            await in_thread(backend.credential.headers)
         return backend
 
     async def _target(self, backend: Backend, pool: AsyncHttp, family: Family, deadline: Deadline) -> Target:
@@ -364,7 +378,7 @@ def _heavy(prompt: Prompt, images: object) -> bool:
 
 
 async def _off_loop(work: partial[T], *, heavy: bool = True) -> T:
-    return await asyncio.to_thread(work) if heavy else work()
+    return await in_thread(work) if heavy else work()
 
 
 async def _adrive(flow: Generator[Request, Reply, T], pool: AsyncHttp, deadline: Deadline) -> T:

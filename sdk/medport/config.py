@@ -295,7 +295,15 @@ def _check(name: str, profile: Profile, policy: Policy) -> None:
             f"the {profile.backend} backend has no url", field=f"profiles.{name}.url", remedy='backend = "local"'
         )
     if profile.url and not re.match(r"https?://[^/\s]+", profile.url):
-        raise ConfigError("the url must begin with https:// or http://", field=f"profiles.{name}.url")
+        raise ConfigError(
+            "the url must begin with https:// or http://", field=f"profiles.{name}.url", remedy='url = "https://…"'
+        )
+    if profile.url and "@" in profile.url.split("/")[2]:
+        raise ConfigError(
+            "a url must not hold a user name or password",
+            field=f"profiles.{name}.url",
+            remedy="take it out, and set auth.api_key_env",
+        )
     if profile.backend == "vertex":
         _check_vertex(name, profile, policy)
 

@@ -95,6 +95,9 @@ class RequestTooLarge(InputError):
 class AuthError(MedportError):
     """The credential is missing, wrong, expired or not allowed to do this."""
 
+    renewable: bool = False
+    """The server did not know the credential (HTTP 401): one that can be renewed is worth a second try."""
+
 
 class NotFound(MedportError):
     """There is no such endpoint, model or route."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import AsyncExitStack, ExitStack
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Self
 from tenacity import AsyncRetrying, Retrying
 
 from medport import backends
-from medport._call import Call, Deadline, Reply
+from medport._call import Call, Deadline, Reply, Request
+from medport._http import AsyncHttp, Http
+from medport._threads import in_thread
 from medport.backends import Backend, Target
 from medport.errors import ConfigError, ConnectionFailed, MedportError, Timeout
 from medport.results import Chat, Delta
@@ -98,18 +99,16 @@ class ChatStream:
                 for attempt in Retrying(**client._policy(deadline, self._options)):
                     with attempt:
                         attempts += 1
-                        backend = client._backend(name)
-                        pool = client._pool(backend)
-                        target = client._target(backend, pool, call.model, deadline)
-                        opened = pool.open(backend.request(call, target), deadline)
-                        head, chunks = self._stack.enter_context(opened)
+                        backend, target, (head, chunks) = client._exchange(name, call, deadline, self._enter)
                         return backend, target, head, chunks, attempts, deadline
             except MedportError as error:
-                client._forget(name, call.model, error)
                 backends.named(error, name, attempts)
                 if last or not error.retryable:
                     raise
         raise AssertionError("a chain has at least one link")
+
+    def _enter(self, pool: Http, request: Request, deadline: Deadline) -> tuple[Reply, Iterator[bytes]]:
+        return self._stack.enter_context(pool.open(request, deadline))
 
 
 class AsyncChatStream:
@@ -154,7 +153,7 @@ class AsyncChatStream:
 
     async def _read(self) -> AsyncGenerator[Delta, None]:
         began = time.monotonic()
-        call = await asyncio.to_thread(self._build)
+        call = await in_thread(self._build)
         backend, target, head, chunks, attempts, deadline = await self._open(call)
         collector = chat_task.Collector()
         async with self._stack:
@@ -180,18 +179,18 @@ class AsyncChatStream:
                 async for attempt in retrying:
                     with attempt:
                         attempts += 1
-                        backend = await client._ready(name)
-                        pool = client._pool(backend)
-                        target = await client._target(backend, pool, call.model, deadline)
-                        opened = pool.open(backend.request(call, target), deadline)
-                        head, chunks = await self._stack.enter_async_context(opened)
+                        backend, target, (head, chunks) = await client._exchange(name, call, deadline, self._enter)
                         return backend, target, head, chunks, attempts, deadline
             except MedportError as error:
-                client._forget(name, call.model, error)
                 backends.named(error, name, attempts)
                 if last or not error.retryable:
                     raise
         raise AssertionError("a chain has at least one link")
+
+    async def _enter(
+        self, pool: AsyncHttp, request: Request, deadline: Deadline
+    ) -> tuple[Reply, AsyncIterator[bytes]]:
+        return await self._stack.enter_async_context(pool.open(request, deadline))
 
 
 def _finished(result: Chat | None) -> Chat:

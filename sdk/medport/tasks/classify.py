@@ -12,7 +12,7 @@ import numpy as np
 
 from medport import images as im
 from medport._call import Flow
-from medport.errors import InputError, MedportError
+from medport.errors import InputError, MedportError, ProtocolError
 from medport.results import Classification, Classifications, Embeddings, Float32, Score
 from medport.tasks import embed
 from medport.tasks.chat import as_list, text
@@ -35,6 +35,8 @@ def classify(
     if texts.errors:
         raise next(iter(texts.errors.values()))
     found = yield from embed.embed(instances, "images")
+    if found.vectors.shape[1] != texts.vectors.shape[1]:
+        raise ProtocolError("embeddings of images and of texts have different lengths", field="embedding")
     logits = _logits(found, _means(texts.vectors, prompts))
     items = tuple(
         None if i in found.errors else Classification(_scores(names, row), found.provenance)

@@ -17,6 +17,7 @@ from medport._call import Body, Call, Flow, Reply
 from medport.errors import ImageError, InputError, MedportError, ProtocolError, ServerError
 from medport.results import Embeddings, Float32, Provenance
 from medport.tasks.chat import prepared, text
+from medport.wire import vectors
 from medport.wire.vertex import error_in_body
 
 BATCH_BYTES = 1_400_000
@@ -80,19 +81,19 @@ def embed(instances: Sequence[bytes | MedportError], field: str) -> Flow[Embeddi
     if not good:
         raise errors[0]
     rows: dict[int, Float32] = {}
-    last: Batch | None = None
+    whole: Batch | None = None
     for group in _batches(good):
         body = Body((_OPEN + b",".join(instance for _, instance in group) + _CLOSE,))
-        last = yield Call("medsiglip", "predict", body, partial(_read, count=len(group)))
+        batch: Batch = yield Call("medsiglip", "predict", body, partial(_read, count=len(group)))
         for at, (position, _) in enumerate(group):
-            if at in last.errors:
-                error = last.errors[at]
+            if at in batch.errors:
+                error = batch.errors[at]
                 error.field = f"{field}[{position}]"
                 errors[position] = error
             else:
-                rows[position] = last.vectors[at]
-    assert last is not None
-    if not rows:
+                rows[position] = batch.vectors[at]
+                whole = batch  # a batch in which nothing could be used brings no scale along
+    if whole is None:
         raise errors[min(errors)]
     width = {len(row) for row in rows.values()}
     if len(width) != 1:
@@ -101,7 +102,7 @@ def embed(instances: Sequence[bytes | MedportError], field: str) -> Flow[Embeddi
     for position, row in rows.items():
         vectors[position] = row
     return Embeddings(
-        vectors, math.exp(last.scale), last.bias, dict(sorted(errors.items())), replace(last.provenance)
+        vectors, math.exp(whole.scale), whole.bias, dict(sorted(errors.items())), replace(whole.provenance)
     )
 
 
@@ -119,18 +120,25 @@ def _batches(items: Sequence[tuple[int, bytes]]) -> Iterator[list[tuple[int, byt
 
 
 def _read(reply: Reply, provenance: Provenance, *, count: int) -> Batch:
+    plain = vectors.read(reply.body)
+    if plain is not None and len(plain.rows) == count:
+        return Batch(_normalised(plain.rows), _number(plain.scale), _number(plain.bias), {}, provenance)
     body = reply.json()
     error_in_body(body)
     predictions = body.get("predictions") if isinstance(body, Mapping) else None
     error_in_body(predictions)
     if not isinstance(predictions, list) or len(predictions) != count:
         raise ProtocolError("there is not one prediction for each instance", field="predictions")
-    errors = {i: _item_error(p) for i, p in enumerate(predictions) if "embedding" not in p}
+    errors = {
+        i: _item_error(p)
+        for i, p in enumerate(predictions)
+        if not isinstance(p, Mapping) or p.get("embedding") is None
+    }
     good = [p for i, p in enumerate(predictions) if i not in errors]
-    vectors = _vectors([p["embedding"] for p in good])
-    full = np.full((count, vectors.shape[1]), np.nan, np.float32) if errors else vectors
+    found = _vectors([p["embedding"] for p in good])
+    full = np.full((count, found.shape[1]), np.nan, np.float32) if errors else found
     if errors:
-        full[[i for i in range(count) if i not in errors]] = vectors
+        full[[i for i in range(count) if i not in errors]] = found
     scale, bias = (_number(good[0].get(k)) if good else 0.0 for k in ("model_temperature", "model_bias"))
     return Batch(full, scale, bias, errors, provenance)
 
@@ -146,15 +154,20 @@ def _vectors(rows: Sequence[Any]) -> Float32:
     try:
         # struct reads floats out of a list three times as fast as numpy does.
         pack = struct.Struct(f"{len(rows[0])}f").pack
-        vectors = np.frombuffer(b"".join([pack(*row) for row in rows]), np.float32).reshape(len(rows), -1)
+        found = np.frombuffer(b"".join([pack(*row) for row in rows]), np.float32).reshape(len(rows), -1)
     except (TypeError, ValueError, OverflowError, struct.error):
         raise ProtocolError("the embeddings are not equally long lists of numbers", field="embedding") from None
-    if not np.isfinite(vectors).all():
+    return _normalised(found)
+
+
+def _normalised(rows: Float32) -> Float32:
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all():
         raise ProtocolError("an embedding holds a value that is no finite number", field="embedding")
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if (lengths == 0).any():
         raise ProtocolError("an embedding is all zeros", field="embedding")
-    return np.asarray(vectors / lengths, np.float32)
+    return np.asarray(rows / lengths, np.float32)
 
 
 def _item_error(prediction: object) -> MedportError:
@@ -167,6 +180,7 @@ def _item_error(prediction: object) -> MedportError:
 
 
 def _number(value: object) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ProtocolError("the logit scale or bias is missing", field="model_temperature")
+    # The scale is a logarithm, the bias at most some tens: neither comes near to what exp can take.
+    if not isinstance(value, int | float) or not abs(value) < 500:
+        raise ProtocolError("the logit scale or bias is missing or no number", field="model_temperature")
     return float(value)

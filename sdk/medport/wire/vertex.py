@@ -182,10 +182,17 @@ def _error_of(body: Mapping[str, Any], http: int) -> MedportError | None:
     code = error.get("code")
     if http == 200 and isinstance(code, int) and code >= 400:
         http = code
-    for detail in error.get("details") or []:
+    details = error.get("details")
+    for detail in details if isinstance(details, list) else []:
         if isinstance(detail, Mapping) and detail.get("domain") == ERROR_DOMAIN:
-            return _typed(http, str(error.get("message")), detail.get("reason"), detail.get("metadata") or {})
+            return _typed(http, str(error.get("message") or ""), *_reason_and_metadata(detail))
     return _typed(http, str(error.get("message") or ""), None, {})
+
+
+def _reason_and_metadata(detail: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
+    reason, metadata = detail.get("reason"), detail.get("metadata")
+    known = metadata.items() if isinstance(metadata, Mapping) else ()
+    return reason if isinstance(reason, str) else None, {k: v for k, v in known if isinstance(v, str)}
 
 
 def _typed(http: int, message: str, reason: str | None, metadata: Mapping[str, Any]) -> MedportError:

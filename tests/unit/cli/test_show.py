@@ -36,9 +36,16 @@ def test_secrets_are_masked(medport: Any, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("MEDPORT_API_KEY", SECRET)
 
     for form in ((), ("--json",)):
-        run = medport("config", "show", "--backend", "local", "--url", f"https://me:{SECRET}@a.example", *form)
+        run = medport("config", "show", "--backend", "local", "--url", "https://a.example", *form)
         assert run.code == 0
         assert "a.example" in run.out
+        assert SECRET not in run.out + run.err
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown(medport: Any) -> None:
+    for form in ((), ("--json",)):
+        run = medport("config", "show", "--backend", "local", "--url", f"https://me:{SECRET}@a.example", *form)
+        assert run.code == 64
         assert SECRET not in run.out + run.err
 
 
