@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -44,7 +45,7 @@ class Server:
     def predict_url(self, endpoint: str) -> str:
         return f"{self.url}/v1/{PARENT}/endpoints/{endpoint}:predict"
 
-    def profile(self) -> dict[str, object]:
+    def profile(self) -> dict[str, Any]:
         """The settings of a ``vertex`` profile: a service account, dedicated endpoints."""
         return {
             "backend": "vertex",
