@@ -136,6 +136,11 @@ BAD: dict[str, Bad] = {
     "a part of two kinds": Bad(
         chat([{"role": "user", "content": [{"type": "audio", "audio": CANARY}]}]), InputError, r"content\[0\]"
     ),
+    "a path where a URL belongs": Bad(
+        chat([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": __file__}}]}]),
+        ImageError,
+        r"content\[0\]",
+    ),
     "an image in the assistant's turn": Bad(
         chat(
             [

@@ -10,7 +10,7 @@ import orjson
 
 from medport import images as im
 from medport._call import Base64, Body, Call, Reply
-from medport.errors import InputError, ProtocolError
+from medport.errors import ImageError, InputError, ProtocolError
 from medport.results import Chat, Delta, Provenance, Usage
 from medport.wire import chat as wire
 from medport.wire import checked
@@ -155,7 +155,13 @@ def _part(at: str, part: object) -> dict[str, Any]:
     if kind == "image":
         return _image_part(part.get("image"), at)  # type: ignore[arg-type]
     if kind == "image_url" and isinstance(part.get("image_url"), Mapping):
-        return _image_part(part["image_url"].get("url"), at)
+        url = part["image_url"].get("url")
+        # Messages in this form are often handed on from elsewhere: a path in them must not open a file here.
+        if not im.is_remote(url) and not str(url).lstrip()[:5].lower() == "data:":
+            raise ImageError(
+                "is not a URL", field=at, remedy='give a data: URL, or a file as {"type": "image", …}'
+            )
+        return _image_part(url, at)
     raise InputError(
         "is neither text nor an image",
         field=at,
