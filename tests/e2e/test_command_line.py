@@ -120,7 +120,8 @@ def test_classify_and_embed_real_images(environment: dict[str, str], images: lis
     assert [item["image"] for item in json.loads(classes.stdout)["items"]] == images
     assert vectors.returncode == 0, vectors.stderr
     assert NOTICE in vectors.stdout
-    assert np.load(folder / "v.npz", allow_pickle=False)["vectors"].shape[0] == 3
+    with np.load(folder / "v.npz", allow_pickle=False) as archive:
+        assert archive["vectors"].shape[0] == 3
 
 
 def test_doctor_finds_nothing_wrong_with_either_way(environment: dict[str, str], folder: Path) -> None:

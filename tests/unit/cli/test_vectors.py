@@ -47,6 +47,9 @@ def test_written_file_holds_the_vectors(
     assert run.json["output"] == str(target)
     assert run.json["vectors"] is None
     found = np.load(target, allow_pickle=False)
+    if name == "v.npz":
+        with found:  # an archive keeps its file open; left to the collector, that fails some later test
+            found = dict(found)
     vectors = found if name == "v.npy" else found["vectors"]
     assert vectors.dtype == np.float32
     assert vectors.shape == (4, 3)
