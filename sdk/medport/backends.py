@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from medport import _extras
-from medport._call import Call, Family, Reply, Request, Verb
+from medport._call import Call, Deadline, Family, Reply, Request, Verb
 from medport._http import Channel
 from medport.auth import ApiKey, Credential, GoogleCredential, NoCredential
 from medport.config import Policy, Profile, Resolved, check_location, location_of
@@ -40,6 +40,7 @@ from medport.wire.vertex import (
     pins_from_model,
 )
 
+_T = TypeVar("_T")
 _Resource = TypeVar("_Resource", bound=Resource)
 
 DEDICATED_LIMIT_BYTES = 10_000_000
@@ -339,6 +340,17 @@ def provenance(
         model_notice=pins.notice,
         language=backend.profile.language,
     )
+
+
+def reader(call: Call[_T]) -> Callable[[Backend, Target, Reply, int, Deadline], _T]:
+    """What reads the reply to ``call``, begun now, with its provenance."""
+    began = time.monotonic()
+
+    def read(backend: Backend, target: Target, reply: Reply, attempts: int, _: Deadline) -> _T:
+        source = provenance(backend, target, reply, began_at=began, attempts=attempts, sampling=call.sampling)
+        return call.read(reply, source)
+
+    return read
 
 
 @cache

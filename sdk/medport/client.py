@@ -141,7 +141,7 @@ class Client(_Clients):
         Raises:
             ImageError: not one of the images could be used.
         """
-        return self._run(embed_task.embed(classify_task.images_of(images), "images"))
+        return self._run(embed_task.embed(embed_task.image_instances(images), "images"))
 
     def embed_texts(self, texts: str | Sequence[str]) -> Embeddings:
         """Embed one text or several with MedSigLIP. Texts longer than 64 tokens are cut by the model.
@@ -171,7 +171,7 @@ class Client(_Clients):
             InputError: no label, one twice, or a template without ``{}``.
             ImageError: not one of the images could be used.
         """
-        return self._run(classify_task.classify(classify_task.images_of(images), labels, templates))
+        return self._run(classify_task.classify(embed_task.image_instances(images), labels, templates))
 
     def close(self) -> None:
         """Close all connections; the in-process server ends."""
@@ -203,18 +203,27 @@ class Client(_Clients):
                 return result
 
     def _send(self, call: Call[T], options: ChatOptions | None = None) -> T:
-        began = time.monotonic()
+        return self._through(call, options, Http.send, backends.reader(call))
+
+    def _through(
+        self,
+        call: Call[Any],
+        options: ChatOptions | None,
+        send: Callable[[Http, Request, Deadline], R],
+        done: Callable[[Backend, Target, R, int, Deadline], T],
+    ) -> T:
+        """The loop of every call: retries within each link of the chain, then the next link.
+
+        ``send`` moves the bytes; ``done`` makes the result, and what it raises is tried again alike.
+        """
         attempts = 0
         for name, deadline, last in self._links(options):
             try:
                 for attempt in Retrying(**self._policy(deadline, options)):
                     with attempt:
                         attempts += 1
-                        backend, target, reply = self._exchange(name, call, deadline, Http.send)
-                        source = backends.provenance(
-                            backend, target, reply, began_at=began, attempts=attempts, sampling=call.sampling
-                        )
-                        return call.read(reply, source)
+                        backend, target, answer = self._exchange(name, call, deadline, send)
+                        return done(backend, target, answer, attempts, deadline)
             except MedportError as error:
                 backends.named(error, name, attempts)
                 if last or not error.retryable:
@@ -261,7 +270,7 @@ class AsyncClient(_Clients):
 
     async def chat(self, prompt: Prompt, images: Images = (), **options: Unpack[ChatOptions]) -> Chat:
         build = partial(chat_task.call, prompt, images, options, stream=False)
-        call = await _off_loop(build, heavy=_heavy(prompt, images))
+        call = await in_thread(build) if _heavy(prompt, images) else build()
         return await self._send(call, options)
 
     def chat_stream(self, prompt: Prompt, images: Images = (), **options: Unpack[ChatOptions]) -> AsyncChatStream:
@@ -269,7 +278,7 @@ class AsyncClient(_Clients):
         return AsyncChatStream(self, build, options)
 
     async def embed_images(self, images: Source | Sequence[Source]) -> Embeddings:
-        instances = await _off_loop(partial(classify_task.images_of, images))
+        instances = await in_thread(partial(embed_task.image_instances, images))
         return await self._run(embed_task.embed(instances, "images"))
 
     async def embed_texts(self, texts: str | Sequence[str]) -> Embeddings:
@@ -281,7 +290,7 @@ class AsyncClient(_Clients):
         labels: Labels,
         templates: Sequence[str] = DEFAULT_TEMPLATES,
     ) -> Classifications:
-        instances = await _off_loop(partial(classify_task.images_of, images))
+        instances = await in_thread(partial(embed_task.image_instances, images))
         return await self._run(classify_task.classify(instances, labels, templates))
 
     async def close(self) -> None:
@@ -312,18 +321,23 @@ class AsyncClient(_Clients):
                 return result
 
     async def _send(self, call: Call[T], options: ChatOptions | None = None) -> T:
-        began = time.monotonic()
+        return await self._through(call, options, AsyncHttp.send, backends.reader(call))
+
+    async def _through(
+        self,
+        call: Call[Any],
+        options: ChatOptions | None,
+        send: Callable[[AsyncHttp, Request, Deadline], Awaitable[R]],
+        done: Callable[[Backend, Target, R, int, Deadline], T],
+    ) -> T:
         attempts = 0
         for name, deadline, last in self._links(options):
             try:
                 async for attempt in AsyncRetrying(**self._policy(deadline, options)):
                     with attempt:
                         attempts += 1
-                        backend, target, reply = await self._exchange(name, call, deadline, AsyncHttp.send)
-                        source = backends.provenance(
-                            backend, target, reply, began_at=began, attempts=attempts, sampling=call.sampling
-                        )
-                        return call.read(reply, source)
+                        backend, target, answer = await self._exchange(name, call, deadline, send)
+                        return done(backend, target, answer, attempts, deadline)
             except MedportError as error:
                 backends.named(error, name, attempts)
                 if last or not error.retryable:
@@ -375,10 +389,6 @@ for _verb in ("chat", "chat_stream", "embed_images", "embed_texts", "classify", 
 def _heavy(prompt: Prompt, images: object) -> bool:
     """Whether building the call decodes images. A short text is built faster than a thread is found."""
     return not isinstance(prompt, str) or not (isinstance(images, list | tuple) and not images)
-
-
-async def _off_loop(work: partial[T], *, heavy: bool = True) -> T:
-    return await in_thread(work) if heavy else work()
 
 
 async def _adrive(flow: Generator[Request, Reply, T], pool: AsyncHttp, deadline: Deadline) -> T:

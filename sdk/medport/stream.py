@@ -6,9 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
-
-from tenacity import AsyncRetrying, Retrying
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from medport import backends
 from medport._call import Call, Deadline, Reply, Request
@@ -23,6 +21,8 @@ from medport.wire import sse
 
 if TYPE_CHECKING:
     from medport.client import AsyncClient, Client
+
+R = TypeVar("R")
 
 
 class ChatStream:
@@ -76,7 +76,10 @@ class ChatStream:
 
     def _read(self) -> Generator[Delta, None, Chat]:
         began = time.monotonic()
-        backend, target, head, chunks, attempts, deadline = self._open()
+        # Retries and fall-backs happen before the first byte; a stream that has begun is not retried.
+        backend, target, (head, chunks), attempts, deadline = self._client._through(
+            self._call, self._options, self._enter, _opened
+        )
         collector = chat_task.Collector()
         with self._stack:
             try:
@@ -90,22 +93,6 @@ class ChatStream:
             backend, target, head, began_at=began, attempts=attempts, sampling=self._call.sampling
         )
         return collector.result(source)
-
-    def _open(self) -> tuple[Backend, Target, Reply, Iterator[bytes], int, Deadline]:
-        """Retries and fall-backs happen here, before the first byte; a stream that has begun is not retried."""
-        client, call, attempts = self._client, self._call, 0
-        for name, deadline, last in client._links(self._options):
-            try:
-                for attempt in Retrying(**client._policy(deadline, self._options)):
-                    with attempt:
-                        attempts += 1
-                        backend, target, (head, chunks) = client._exchange(name, call, deadline, self._enter)
-                        return backend, target, head, chunks, attempts, deadline
-            except MedportError as error:
-                backends.named(error, name, attempts)
-                if last or not error.retryable:
-                    raise
-        raise AssertionError("a chain has at least one link")
 
     def _enter(self, pool: Http, request: Request, deadline: Deadline) -> tuple[Reply, Iterator[bytes]]:
         return self._stack.enter_context(pool.open(request, deadline))
@@ -154,7 +141,9 @@ class AsyncChatStream:
     async def _read(self) -> AsyncGenerator[Delta, None]:
         began = time.monotonic()
         call = await in_thread(self._build)
-        backend, target, head, chunks, attempts, deadline = await self._open(call)
+        backend, target, (head, chunks), attempts, deadline = await self._client._through(
+            call, self._options, self._enter, _opened
+        )
         collector = chat_task.Collector()
         async with self._stack:
             try:
@@ -171,26 +160,16 @@ class AsyncChatStream:
         )
         self._result = collector.result(source)
 
-    async def _open(self, call: Call[Chat]) -> tuple[Backend, Target, Reply, AsyncIterator[bytes], int, Deadline]:
-        client, attempts = self._client, 0
-        for name, deadline, last in client._links(self._options):
-            try:
-                retrying = AsyncRetrying(**client._policy(deadline, self._options))
-                async for attempt in retrying:
-                    with attempt:
-                        attempts += 1
-                        backend, target, (head, chunks) = await client._exchange(name, call, deadline, self._enter)
-                        return backend, target, head, chunks, attempts, deadline
-            except MedportError as error:
-                backends.named(error, name, attempts)
-                if last or not error.retryable:
-                    raise
-        raise AssertionError("a chain has at least one link")
-
     async def _enter(
         self, pool: AsyncHttp, request: Request, deadline: Deadline
     ) -> tuple[Reply, AsyncIterator[bytes]]:
         return await self._stack.enter_async_context(pool.open(request, deadline))
+
+
+def _opened(
+    backend: Backend, target: Target, answer: R, attempts: int, deadline: Deadline
+) -> tuple[Backend, Target, R, int, Deadline]:
+    return backend, target, answer, attempts, deadline
 
 
 def _finished(result: Chat | None) -> Chat:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from starlette.responses import Response
 
 from medport.errors import ImageError, InputError, MedportError, ServerError
-from medport.images import is_remote, load, prepare
+from medport.images import is_data_url, is_remote, load, prepare
 from medport.wire import checked
 from medport.wire.chat import (
     REQUEST_FORMAT,
@@ -244,7 +244,7 @@ def _prompt_now(engine: Engine, request: ChatRequest) -> GenerationRequest:
 def _pixel_values(engine: Engine, url: str, field: str) -> PixelValues:
     if is_remote(url):
         raise InputError("this server fetches nothing", field=field, remedy="send the image itself")
-    if url.lstrip()[:5].lower() != "data:":
+    if not is_data_url(url):
         raise ImageError("is not a data: URL", field=field, remedy="send the image itself as a data: URL")
     if engine.images is None:
         raise ServerError("this engine takes no images")

@@ -1,7 +1,7 @@
 """Images: whatever the caller has → the 8-bit square PNG or JPEG that every backend takes."""
 
 from medport.images.image import Image, Limits, Origin
-from medport.images.load import Source, is_remote, load
+from medport.images.load import Source, is_data_url, is_remote, load
 from medport.images.prepare import MAX_SIDE_PX, PreparedImage, decode, prepare
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "PreparedImage",
     "Source",
     "decode",
+    "is_data_url",
     "is_remote",
     "load",
     "prepare",

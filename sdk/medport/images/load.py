@@ -11,7 +11,7 @@ import re
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard, Union, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,11 @@ _DATA_URL = re.compile(r"(?i)\s*data:[^,]{0,200};base64,")
 def is_remote(source: object) -> bool:
     """Whether ``source`` is an ``http(s)://`` or ``gs://`` URL, which backends may fetch, ``load`` never."""
     return isinstance(source, str) and _REMOTE.match(source) is not None
+
+
+def is_data_url(source: object) -> TypeGuard[str]:
+    """Whether ``source`` is a ``data:`` URL, well-formed or not."""
+    return isinstance(source, str) and source.lstrip()[:5].lower() == "data:"
 
 
 def load(
@@ -73,7 +78,7 @@ def load(
         raise InputError("there is no image", field=field, remedy=_TAKEN)
     if isinstance(source, np.ndarray):
         return _from_array(source, field, limits)
-    if isinstance(source, str) and source.lstrip()[:5].lower() == "data:":
+    if is_data_url(source):
         data = _from_data_url(source, field, limits)
     elif isinstance(source, (str, os.PathLike)):
         data = _from_path(source, field, limits)

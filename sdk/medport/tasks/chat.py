@@ -157,7 +157,7 @@ def _part(at: str, part: object) -> dict[str, Any]:
     if kind == "image_url" and isinstance(part.get("image_url"), Mapping):
         url = part["image_url"].get("url")
         # Messages in this form are often handed on from elsewhere: a path in them must not open a file here.
-        if not im.is_remote(url) and not str(url).lstrip()[:5].lower() == "data:":
+        if not im.is_remote(url) and not im.is_data_url(url):
             raise ImageError(
                 "is not a URL", field=at, remedy='give a data: URL, or a file as {"type": "image", …}'
             )

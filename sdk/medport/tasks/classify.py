@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medport import images as im
 from medport._call import Flow
 from medport.errors import InputError, MedportError, ProtocolError
 from medport.results import Classification, Classifications, Embeddings, Float32, Score
 from medport.tasks import embed
-from medport.tasks.chat import as_list, text
+from medport.tasks.chat import text
 
 Labels = Sequence[str] | Mapping[str, Sequence[str]]
 DEFAULT_TEMPLATES = ("{}",)
@@ -43,11 +42,6 @@ def classify(
         for i, row in enumerate(logits)
     )
     return Classifications(items, found.errors, found.provenance)
-
-
-def images_of(images: im.Source | Sequence[im.Source]) -> list[bytes | MedportError]:
-    """Instances of one image or several. CPU work."""
-    return embed.image_instances(as_list(images))
 
 
 def _prompts(labels: Labels, templates: Sequence[str]) -> tuple[list[str], list[list[str]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from medport import images as im
 from medport._call import Body, Call, Flow, Reply
 from medport.errors import ImageError, InputError, MedportError, ProtocolError, ServerError
 from medport.results import Embeddings, Float32, Provenance
-from medport.tasks.chat import prepared, text
+from medport.tasks.chat import as_list, prepared, text
 from medport.wire import vectors
 from medport.wire.vertex import error_in_body
 
@@ -39,9 +39,9 @@ class Batch:
     provenance: Provenance
 
 
-def image_instances(sources: Sequence[im.Source]) -> list[bytes | MedportError]:
+def image_instances(images: im.Source | Sequence[im.Source]) -> list[bytes | MedportError]:
     """The instance of each image as JSON, or why it has none. CPU work."""
-    return [_image_instance(source, f"images[{i}]") for i, source in enumerate(sources)]
+    return [_image_instance(source, f"images[{i}]") for i, source in enumerate(as_list(images))]
 
 
 def text_instances(texts: str | Sequence[str], field: str = "texts") -> list[bytes | MedportError]:
@@ -101,9 +101,7 @@ def embed(instances: Sequence[bytes | MedportError], field: str) -> Flow[Embeddi
     vectors = np.full((len(instances), width.pop()), np.nan, np.float32)
     for position, row in rows.items():
         vectors[position] = row
-    return Embeddings(
-        vectors, math.exp(whole.scale), whole.bias, dict(sorted(errors.items())), replace(whole.provenance)
-    )
+    return Embeddings(vectors, math.exp(whole.scale), whole.bias, dict(sorted(errors.items())), whole.provenance)
 
 
 def _batches(items: Sequence[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
