@@ -32,11 +32,11 @@ bench: .venv/bench.ok
 	@touch $@
 
 .venv/dev.ok: .venv/runtime.ok
-	$(PIP) -e '.[local,dicom,vertex,dev]'
+	$(PIP) -e '.[local,dicom,vertex,openai,fetch,slides,observe,dev]'
 	@touch $@
 
 .venv/bench.ok: .venv/dev.ok
-	$(PIP) -e '.[local,dicom,vertex,dev,bench]'
+	$(PIP) -e '.[local,dicom,vertex,openai,fetch,slides,observe,dev,bench]'
 	@touch $@
 
 clean:
