@@ -11,6 +11,8 @@ leaves this module.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,8 +28,15 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 Default = TypeVar("Default", float, None)
+Result = TypeVar("Result")
 _SEND_AN_IMAGE = "send an image object, not a report, a plan or a document"
 _REPAIR = "check that the file is whole"
+_MODALITIES = frozenset(
+    {
+        "BI", "CR", "CT", "DX", "ES", "GM", "IO", "IVUS", "MG", "MR", "NM", "OCT", "OP", "OPT", "OT", "PT", "PX",
+        "RF", "RG", "SC", "SM", "US", "XA", "XC",
+    }
+)  # fmt: skip
 _REQUIRED = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation")
 _FUNCTIONS: dict[str, Function] = {"LINEAR": "LINEAR", "LINEAR_EXACT": "LINEAR_EXACT", "SIGMOID": "SIGMOID"}
 
@@ -48,6 +57,8 @@ def read(
     field: str,
     frame: int | None = None,
     window: tuple[float, float] | None = None,
+    window_modalities: Collection[str] | None = None,
+    ct_default: tuple[float, float] | None = None,
     limits: Limits,
 ) -> Image:
     """Decode one DICOM object into 8-bit pixels.
@@ -57,16 +68,36 @@ def read(
         field: the argument to name in errors.
         frame: which frame, from 0; needed when there are several.
         window: centre and width instead of its own, in the unit of its rescaled values (HU for CT).
+        window_modalities: the modalities for which ``window`` is meant, such as ``RADIOGRAPHY``; objects of
+            others are shown as if there were none. All, if not given.
+        ct_default: centre and width for CT that has no window and no VOI LUT of its own, where ``window`` is
+            not given; without it such an object is shown from its lowest to its highest value.
         limits: what it may cost.
 
     Raises:
         DicomError: it holds no image, is damaged, has several frames, or cannot be decoded here.
         ConfigError: pydicom is not installed.
     """
+
+    def decode() -> Image:
+        ds = parsed(source, field, limits)
+        meant = window_modalities is None or modality_of(ds) in window_modalities
+        return _read(ds, field, frame, window if meant else None, ct_default, limits)
+
+    return guarded(decode, field=field)
+
+
+def guarded(work: Callable[[], Result], *, field: str) -> Result:
+    """Run what reads a DICOM object, silence pydicom, and let no text of its failures out.
+
+    Raises:
+        DicomError: whatever pydicom raised; errors of this package pass.
+        ConfigError: pydicom is not installed.
+    """
     pydicom_module("pixels")  # before quiet(): its loggers must exist to be silenced
     try:
         with quiet():
-            return _read(source, field, frame, window, limits)
+            return work()
     except MedportError:
         raise
     # A parser of untrusted bytes fails in every way there is (struct, zlib, Key, Type, Recursion, …), with a
@@ -76,15 +107,48 @@ def read(
     raise DicomError(f"the DICOM object cannot be read ({kind})", field=field, remedy=_REPAIR)
 
 
+def parsed(source: bytes | Dataset, field: str, limits: Limits) -> Dataset:
+    """The data set of a file's bytes, or the one given; call it inside ``guarded``."""
+    if not isinstance(source, bytes):
+        return source
+    check_inflated(source, 132 if is_dicom(source) else 0, field, limits)
+    ds: Dataset = pydicom_module().dcmread(BytesIO(source), force=not is_dicom(source))
+    return ds
+
+
+def modality_of(ds: Dataset) -> str:
+    """The modality, such as ``"CT"``; ``""`` for one that is unknown here, which may be any text."""
+    modality = str(ds.get("Modality") or "").strip()
+    return modality if modality in _MODALITIES else ""
+
+
+def stored_grey(
+    ds: Dataset, index: int, field: str
+) -> tuple[np.ndarray[Any, Any], Rendering, tuple[str, ...]] | None:
+    """A frame's stored values, how to rescale them (without a window), and that in words; ``None`` for colour.
+
+    Call it inside ``guarded``, after ``check_image``.
+    """
+    stored, photometric = decode_frame(ds, index, field)
+    if photometric not in ("MONOCHROME1", "MONOCHROME2") or stored.ndim != 2:
+        return None
+    rendering, steps = _unwindowed(ds, index, field)
+    return stored, rendering, steps
+
+
 def _read(
-    source: bytes | Dataset, field: str, frame: int | None, window: tuple[float, float] | None, limits: Limits
+    ds: Dataset,
+    field: str,
+    frame: int | None,
+    window: tuple[float, float] | None,
+    ct_default: tuple[float, float] | None,
+    limits: Limits,
 ) -> Image:
-    ds = _parsed(source, field, limits) if isinstance(source, bytes) else source
-    _check_image(ds, field, limits)
+    check_image(ds, field, limits)
     index = _frame_index(ds, field, frame, limits)
     stored, photometric = decode_frame(ds, index, field)
     if photometric in ("MONOCHROME1", "MONOCHROME2") and stored.ndim == 2:
-        rendering, steps = _rendering(ds, index, window, field)
+        rendering, steps = _rendering(ds, index, window, ct_default, field)
         pixels = rendering(stored)
         voi = rendering.voi
         used = (voi.center, voi.width) if isinstance(voi, Window) else None
@@ -96,13 +160,12 @@ def _read(
     return Image(pixels=pixels, origin=origin)
 
 
-def _parsed(data: bytes, field: str, limits: Limits) -> Dataset:
-    check_inflated(data, 132 if is_dicom(data) else 0, field, limits)
-    ds: Dataset = pydicom_module().dcmread(BytesIO(data), force=not is_dicom(data))
-    return ds
+def check_image(ds: Dataset, field: str, limits: Limits) -> None:
+    """Refuse what holds no image, or a larger one than the limits allow.
 
-
-def _check_image(ds: Dataset, field: str, limits: Limits) -> None:
+    Raises:
+        DicomError: an attribute that every image has is missing or wrong, or it is too large.
+    """
     if not any(keyword in ds for keyword in PIXEL_KEYWORDS):
         raise DicomError("PixelData is missing", field=field, remedy=_SEND_AN_IMAGE)
     for keyword in _REQUIRED:
@@ -119,7 +182,12 @@ def _check_image(ds: Dataset, field: str, limits: Limits) -> None:
         )
 
 
-def _frame_index(ds: Dataset, field: str, frame: int | None, limits: Limits) -> int:
+def check_frames(ds: Dataset, field: str, limits: Limits) -> int:
+    """The number of frames.
+
+    Raises:
+        DicomError: it is below 1 or above the limit.
+    """
     frames = int(ds.get("NumberOfFrames") or 1)
     if frames < 1 or frames > limits.max_frames:
         raise DicomError(
@@ -127,6 +195,11 @@ def _frame_index(ds: Dataset, field: str, frame: int | None, limits: Limits) -> 
             field=field,
             remedy="send single frames",
         )
+    return frames
+
+
+def _frame_index(ds: Dataset, field: str, frame: int | None, limits: Limits) -> int:
+    frames = check_frames(ds, field, limits)
     if frame is None and frames > 1:
         raise DicomError(f"has {frames} frames", field=field, remedy="choose one: frame=0 is the first")
     if frame is not None and not 0 <= frame < frames:
@@ -137,26 +210,40 @@ def _frame_index(ds: Dataset, field: str, frame: int | None, limits: Limits) -> 
 
 
 def _rendering(
-    ds: Dataset, index: int, window: tuple[float, float] | None, field: str
+    ds: Dataset,
+    index: int,
+    window: tuple[float, float] | None,
+    ct_default: tuple[float, float] | None,
+    field: str,
 ) -> tuple[Rendering, tuple[str, ...]]:
     """How a grey object is to be shown, and the same in words."""
-    modality, first = _modality(ds, _group(ds, index, "PixelValueTransformationSequence"), field)
-    if window is None:
-        voi, second = _voi(ds, _group(ds, index, "FrameVOILUTSequence"), field)
+    plain, steps = _unwindowed(ds, index, field)
+    voi: Table | Window | None
+    if window is not None:
+        voi, step = Window(center=float(window[0]), width=float(window[1])), "window given"
     else:
-        voi, second = Window(center=float(window[0]), width=float(window[1])), "window given"
+        voi, step = _voi(ds, functional_group(ds, index, "FrameVOILUTSequence"), field)
+        if voi is None and ct_default is not None and modality_of(ds) == "CT":
+            voi, step = Window(center=float(ct_default[0]), width=float(ct_default[1])), "default CT window"
     if isinstance(voi, Window):
         voi.check(field)
+    after_rescale = int(steps[:1] in (("modality LUT",), ("rescaled",)))
+    return replace(plain, voi=voi), (*steps[:after_rescale], step, *steps[after_rescale:])
+
+
+def _unwindowed(ds: Dataset, index: int, field: str) -> tuple[Rendering, tuple[str, ...]]:
+    modality, first = _modality(ds, functional_group(ds, index, "PixelValueTransformationSequence"), field)
     inverted, padding = ds.PhotometricInterpretation == "MONOCHROME1", _padding(ds)
-    last = ("inverted" if inverted else "", "padding black" if padding else "")
-    steps = tuple(step for step in (first, second, *last) if step)
-    return Rendering(modality=modality, voi=voi, inverted=inverted, padding=padding), steps
+    steps = tuple(
+        step for step in (first, "inverted" if inverted else "", "padding black" if padding else "") if step
+    )
+    return Rendering(modality=modality, voi=None, inverted=inverted, padding=padding), steps
 
 
 def _modality(ds: Dataset, group: Dataset, field: str) -> tuple[Table | tuple[float, float], str]:
     if group.get("ModalityLUTSequence"):
         return _table(ds, group.ModalityLUTSequence[0], "ModalityLUTSequence", field), "modality LUT"
-    slope, intercept = _number(group, "RescaleSlope", 1.0), _number(group, "RescaleIntercept", 0.0)
+    slope, intercept = number(group, "RescaleSlope", 1.0), number(group, "RescaleIntercept", 0.0)
     if not np.isfinite([slope, intercept]).all():
         raise DicomError("RescaleSlope or RescaleIntercept is not finite", field=field, remedy=_REPAIR)
     return (slope, intercept), "rescaled" if (slope, intercept) != (1.0, 0.0) else ""
@@ -165,7 +252,7 @@ def _modality(ds: Dataset, group: Dataset, field: str) -> tuple[Table | tuple[fl
 def _voi(ds: Dataset, group: Dataset, field: str) -> tuple[Table | Window | None, str]:
     if group.get("VOILUTSequence"):
         return _table(ds, group.VOILUTSequence[0], "VOILUTSequence", field), "VOI LUT"
-    center, width = _number(group, "WindowCenter", None), _number(group, "WindowWidth", None)
+    center, width = number(group, "WindowCenter", None), number(group, "WindowWidth", None)
     if center is None or width is None:
         return None, "lowest to highest value"
     function = _FUNCTIONS.get(str(group.get("VOILUTFunction") or "LINEAR").strip().upper())
@@ -174,7 +261,7 @@ def _voi(ds: Dataset, group: Dataset, field: str) -> tuple[Table | Window | None
     return Window(center=center, width=width, function=function), "window"
 
 
-def _group(ds: Dataset, index: int, macro: str) -> Dataset:
+def functional_group(ds: Dataset, index: int, macro: str) -> Dataset:
     """Where a frame's attributes stand: its functional group, the shared one, or the top (PS3.3 C.7.6.16)."""
     for groups, at in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
         items = ds.get(groups) or []
@@ -185,7 +272,7 @@ def _group(ds: Dataset, index: int, macro: str) -> Dataset:
     return ds
 
 
-def _number(ds: Dataset, keyword: str, default: Default) -> float | Default:
+def number(ds: Dataset, keyword: str, default: Default) -> float | Default:
     """The first value of a decimal attribute; ``default`` if it is absent or empty."""
     value: Any = ds.get(keyword)
     if hasattr(value, "__len__") and not isinstance(value, str):

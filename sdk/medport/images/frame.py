@@ -86,6 +86,17 @@ def check_inflated(data: bytes, at: int, field: str, limits: Limits) -> None:
         pending = inflate.unconsumed_tail
 
 
+def media_storage_class(data: bytes) -> str | None:
+    """The SOP class that the header of a DICOM file declares; ``None`` if it does not."""
+    try:
+        for tag, value, _ in _meta_elements(data, 132, "data"):
+            if tag == b"\x02\x00\x02\x00":
+                return value.rstrip(b"\0 ").decode("ascii", "replace")
+    except DicomError:
+        pass
+    return None
+
+
 def _meta_elements(data: bytes, at: int, field: str) -> Iterator[tuple[bytes, bytes, int]]:
     """Tag, value and end of each file meta element; always explicit VR little endian (PS3.10 7.1)."""
     while data[at : at + 2] == b"\x02\x00":

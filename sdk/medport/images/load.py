@@ -10,6 +10,8 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard, Union, cast
 
@@ -50,6 +52,8 @@ def load(
     field: str = "images[0]",
     frame: int | None = None,
     window: tuple[float, float] | None = None,
+    window_modalities: Collection[str] | None = None,
+    ct_default: tuple[float, float] | None = None,
     limits: Limits | None = None,
 ) -> Image:
     """Read one image.
@@ -60,6 +64,8 @@ def load(
         field: the argument to name in errors.
         frame: which frame of a file with several, from 0.
         window: centre and width for grey DICOM, instead of its own, in the unit of its rescaled values.
+        window_modalities: the DICOM modalities for which ``window`` is meant; all, if not given.
+        ct_default: centre and width for DICOM CT without a window of its own, where ``window`` is not given.
         limits: what it may cost; ``Limits()`` if not given.
 
     Returns:
@@ -73,27 +79,35 @@ def load(
         DicomError: the same for DICOM.
     """
     limits = limits or Limits()
+    from_dicom = partial(
+        dicom.read,
+        field=field,
+        frame=frame,
+        window=window,
+        window_modalities=window_modalities,
+        ct_default=ct_default,
+        limits=limits,
+    )
     data: bytes
     if source is None or (isinstance(source, str) and not source.strip()):
         raise InputError("there is no image", field=field, remedy=_TAKEN)
     if isinstance(source, np.ndarray):
         return _from_array(source, field, limits)
     if is_data_url(source):
-        data = _from_data_url(source, field, limits)
+        data = data_url_bytes(source, field, limits)
     elif isinstance(source, (str, os.PathLike)):
         data = _from_path(source, field, limits)
         named_dicom = Path(source).suffix.lower() in (".dcm", ".dicom")
         # Without the file header a data set can only be guessed at, so its name has to say so as well.
         if named_dicom and not dicom.is_dicom(data) and dicom.lacks_preamble(data):
-            return dicom.read(data, field=field, frame=frame, window=window, limits=limits)
+            return from_dicom(data)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         _check_bytes(memoryview(source).nbytes, field, limits)
         data = bytes(source)
     elif hasattr(source, "read"):
         data = _from_file(source, field, limits)
     elif _is_instance(source, "pydicom.dataset", "Dataset"):
-        dataset = cast("Dataset", source)
-        return dicom.read(dataset, field=field, frame=frame, window=window, limits=limits)
+        return from_dicom(cast("Dataset", source))
     elif _is_instance(source, "PIL.Image", "Image"):
         return raster.from_pil(source, field=field, frame=frame, limits=limits)
     else:
@@ -102,7 +116,7 @@ def load(
             field=field,
             remedy="give a path, bytes, binary file, data: URL, PIL image, pydicom data set or array",
         )
-    return _from_bytes(data, field, frame, window, limits)
+    return from_dicom(data) if dicom.is_dicom(data) else raster.read(data, field=field, frame=frame, limits=limits)
 
 
 def _is_instance(source: Any, module: str, name: str) -> bool:
@@ -118,7 +132,12 @@ def _check_bytes(size: int, field: str, limits: Limits) -> None:
         raise ImageError(f"has more than {limits.max_bytes} bytes", field=field, remedy="raise Limits.max_bytes")
 
 
-def _from_data_url(url: str, field: str, limits: Limits) -> bytes:
+def data_url_bytes(url: str, field: str, limits: Limits) -> bytes:
+    """The bytes in a ``data:`` URL.
+
+    Raises:
+        ImageError: it is not base64, empty, or larger than the limit.
+    """
     import pybase64
 
     head = _DATA_URL.match(url)
@@ -205,11 +224,3 @@ def _from_array(array: npt.NDArray[Any], field: str, limits: Limits) -> Image:
         pixels = np.array(pixels, dtype=np.uint8, order="C", subok=False)  # the caller's may change later
     origin = Origin(kind="array", width_px=array.shape[1], height_px=array.shape[0], steps=steps)
     return Image(pixels=pixels, origin=origin)
-
-
-def _from_bytes(
-    data: bytes, field: str, frame: int | None, window: tuple[float, float] | None, limits: Limits
-) -> Image:
-    if dicom.is_dicom(data):
-        return dicom.read(data, field=field, frame=frame, window=window, limits=limits)
-    return raster.read(data, field=field, frame=frame, limits=limits)

@@ -2,7 +2,9 @@
 
 1. Upright 8-bit grey or RGB, as ``load`` gives it.
 2. If a side is longer than ``MAX_SIDE_PX``, shrink to it, keeping the proportions (bilinear over the whole
-   footprint of each pixel, so nothing aliases). Never enlarge.
+   footprint of each pixel, so nothing aliases). Never enlarge. Where a caller allows longer sides, the square
+   still has at most four times the pixels of the image, or the same ``MAX_SIDE_PX`` squared: a line of 40,000
+   x 10 pixels would otherwise become 1.6 gigapixels of black.
 3. Pad with black to a square, the image in the middle, an odd pixel of padding at the right or the bottom.
 4. Hand on a PNG, or the source's own PNG or JPEG bytes if it was like that already; without metadata in any
 case.
@@ -21,6 +23,7 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
+from math import isqrt
 from typing import Literal
 
 import numpy as np
@@ -33,6 +36,7 @@ MediaType = Literal["image/png", "image/jpeg"]
 # Twice the larger model input. A grey radiograph is then 1-3 MB as PNG, below the 10 MB a dedicated Vertex
 # endpoint takes even as base64; for the 1.5 MB of a shared one pass max_side_px=896.
 MAX_SIDE_PX = 1792
+_MAX_PADDING = 4  # times the pixels of the image
 _PNG_LEVEL = 1  # 6 takes five times as long for 15 % fewer bytes
 
 
@@ -98,13 +102,15 @@ def prepare(image: Image, *, max_side_px: int = MAX_SIDE_PX) -> PreparedImage:
 
     Args:
         image: what ``load`` gave.
-        max_side_px: shrink to this where the image is larger; at least 1.
+        max_side_px: shrink to this where the image is larger; at least 1. Images longer than four times their
+            width are shrunk to less, but not below ``MAX_SIDE_PX``.
     """
     assert max_side_px >= 1
     pixels, steps = image.pixels, list(image.origin.steps)
     width, height = image.width_px, image.height_px
-    if max(width, height) > max_side_px:
-        pixels = _shrunk(pixels, max_side_px)
+    side = min(max_side_px, max(MAX_SIDE_PX, isqrt(_MAX_PADDING * width * height)))
+    if max(width, height) > side:
+        pixels = _shrunk(pixels, side)
         steps.append(f"shrunk to {pixels.shape[1]} x {pixels.shape[0]}")
     if pixels.shape[0] != pixels.shape[1]:
         pixels = _padded(pixels)

@@ -6,7 +6,7 @@ Plain numpy; what to apply is read from the DICOM object in ``dicom.py``. Order 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,17 @@ from medport.images.image import Pixels
 
 Values = npt.NDArray[np.float64]
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
+
+# The three views of CT in MedGemma's red, green and blue: lowest and highest HU. They are those of Google's
+# notebook and of the technical report. The released container has (centre, width) pairs instead, (0, 2048),
+# (175, 80), (40, 80): its green would be 135 to 215 HU, which shows hardly anything but contrast medium and
+# bone. That reads like a slip of -135 to 215; the model was not trained on it, so we do not follow it.
+CT_WINDOWS_HU: tuple[tuple[float, float], ...] = ((-1024.0, 1024.0), (-135.0, 215.0), (0.0, 80.0))
+
+# MedSigLIP's own: centre and width for CT that has no window, from the schema of its container, and the
+# modalities for which its ``radiology_dicom_window_level`` is meant, CT and projection radiography.
+SIGLIP_CT_WINDOW: tuple[float, float] = (100.0, 2500.0)
+RADIOGRAPHY = frozenset({"CT", "CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA"})
 
 # Above this span of stored values a table of all of them would be larger than most images.
 _TABLE_SPAN = 2**16
@@ -114,6 +125,45 @@ class Rendering:
             grey = 255 - grey
         grey[padded | ~np.isfinite(domain)] = 0
         return spread(grey)
+
+    def channels(self, stored: npt.NDArray[Any], ranges: Sequence[tuple[float, float]]) -> Pixels:
+        """Render stored values once per range, as the channels of one picture; ``voi`` is not used.
+
+        Args:
+            stored: integer or float ``[height, width]``, before any rescale.
+            ranges: lowest and highest rescaled value of each channel, in the unit of the rescaled values.
+
+        Returns:
+            uint8 ``[height, width, channels]``.
+
+        Source: the arithmetic of Google's CT notebook, in float32 and with halves rounded to even, so that
+        the same slice gives the same bytes.
+        """
+        domain, _, spread = _domain(stored)
+        values = np.nan_to_num(self._rescaled(domain))
+        hidden = ~np.isfinite(domain)
+        if self.padding is not None:
+            hidden |= (domain >= self.padding[0]) & (domain <= self.padding[1])
+        shades = np.empty((*domain.shape, len(ranges)), dtype=np.uint8)
+        for channel, (low, high) in enumerate(ranges):
+            scaled = np.clip(values, low, high).astype(np.float32)
+            scaled -= np.float32(low)
+            scaled /= np.float32(high - low)
+            scaled *= np.float32(255)
+            shades[..., channel] = np.round(scaled)
+        if self.inverted:
+            shades = 255 - shades
+        shades[hidden] = 0
+        return spread(shades)
+
+    def span(self, stored: npt.NDArray[Any]) -> tuple[float, float] | None:
+        """Lowest and highest rescaled value that is neither padding nor infinite; ``None`` if there is none."""
+        domain, present, _ = _domain(stored)
+        valid = present & np.isfinite(domain)
+        if self.padding is not None:
+            valid &= ~((domain >= self.padding[0]) & (domain <= self.padding[1]))
+        inside = self._rescaled(domain)[valid]
+        return (float(inside.min()), float(inside.max())) if inside.size else None
 
     def _rescaled(self, domain: Values) -> Values:
         if isinstance(self.modality, Table):
