@@ -7,32 +7,44 @@ import logging
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medport.errors import ConfigError
 from medport_local import phantom
-from medport_local.control.resources import VERSION, Deployed, Resources, check_location
+from medport_local.control.resources import PLANS, VERSION, Deployed, Resources, check_location
 from medport_local.engine.embedder import Embedder, EmbedderLimits
 from medport_local.engine.engine import Engine, EngineLimits, TorchEngine
 from medport_local.engine.loading import load_gemma, load_siglip
-from medport_local.serving.endpoints import Served
+from medport_local.serving import observe
+from medport_local.serving.audit import AuditLog
+from medport_local.serving.endpoints import DEDICATED, SHARED, Dialect, Served, Threads
 from medport_local.serving.exchange import Door, http_error, unrouted
-from medport_local.serving.guard import KeyCheck
-from medport_local.serving.routes import Api, starlette_routes
+from medport_local.serving.fetch import Fetcher
+from medport_local.serving.guard import Guard
+from medport_local.serving.keys import KeyRing
+from medport_local.serving.lifecycle import Lifecycle
+from medport_local.serving.protocol import Protocol
+from medport_local.serving.routes import Api, ContainerRoutes, Route, starlette_routes
+from medport_local.serving.traces import Traces
 from medport_local.snapshot import Family, Snapshot, open_snapshot
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 FAMILIES: tuple[Family, ...] = ("medgemma", "medsiglip")
+MAX_FETCHES = 16
+"""At once, over all requests."""
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9.:-]{0,62}")
 
 logger = logging.getLogger(__name__)
@@ -43,20 +55,32 @@ class Settings:
     """What one server serves, and under which names."""
 
     snapshots: Mapping[str, Path] = field(default_factory=lambda: phantom_snapshots())
-    """Model directory by family, which is also the endpoint's id: ``medgemma``, ``medsiglip``, or one of them."""
+    """Model directory by family: ``medgemma``, ``medsiglip``, or one of them."""
     project: str = "local"
     location: str = "europe-west4"
     """A real region's name: Google's client refuses others."""
     api_key: str | None = field(default=None, repr=False)
-    """Without one, everybody who can connect may ask."""
+    """It may do everything. With neither it nor ``keys_file``, everybody who can connect may ask."""
+    keys_file: Path | None = None
+    """Named keys and what each may do, as ``medport keys`` writes them; read again when it changes."""
+    audit_dir: Path | None = None
+    """Where a line about each request to a model is kept; see ``serving.chain``."""
     advertised: str | None = None
     """``host:port`` by which clients reach the server, shown as ``dedicatedEndpointDns``."""
     device: str | None = None
     """``"cpu"``, ``"cuda"``, ``"cuda:1"``; by default CUDA where there is one."""
     engine_limits: EngineLimits = field(default_factory=EngineLimits)
     embedder_limits: EmbedderLimits = field(default_factory=EmbedderLimits)
+    allow_fetch: Sequence[str] = ()
+    """Hosts, buckets and DICOM stores that images may be fetched from; see ``serving.fetch``. None by default."""
+    container: ContainerRoutes | None = None
+    """Be one model's custom container as well: predictions and health at these paths too."""
+    dialects: tuple[Dialect, ...] = ("vllm", "dicom", "medsiglip")
+    """Which endpoints there are: a container has one."""
     drain_s: float = 10.0
     """How long running requests may go on when the server stops."""
+    drain_grace_s: float = 0.0
+    """How long before that health says no while requests are still served: a load balancer's time to turn away."""
 
     def __post_init__(self) -> None:
         check_location(self.location)
@@ -77,6 +101,8 @@ class Tls:
 
     certificate: Path
     key: Path
+    client_ca: Path | None = None
+    """Callers must show a certificate that one of these authorities signed."""
 
 
 def phantom_snapshots() -> dict[str, Path]:
@@ -84,47 +110,84 @@ def phantom_snapshots() -> dict[str, Path]:
     return {family: phantom.weights_dir(family) for family in FAMILIES}
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(settings: Settings, *, tracer_provider: TracerProvider | None = None) -> Starlette:
     """The ASGI app; engines start and drain in its lifespan.
 
-    ``app.state.engines`` maps a family to its engine, ``app.state.deployed`` to its names and snapshot. The
-    lifespan raises ConfigError and VerificationError as ``open_snapshot`` does.
+    ``app.state.engines`` maps a family to its engine, ``app.state.deployed`` to its names and snapshot,
+    ``app.state.guard`` holds its keys and its state of life. The lifespan raises ConfigError and VerificationError
+    as ``open_snapshot`` does, and ConfigError if the audit log cannot be written.
+
+    Args:
+        tracer_provider: OpenTelemetry's, for a span of each request; no spans without one.
+
+    Raises:
+        ConfigError: the file of keys cannot be read, or opentelemetry is not installed.
     """
     served: dict[str, Served] = {}
     deployed: dict[str, Deployed] = {}
     engines: dict[str, Engine | Embedder] = {}
-    api = Api(served, Resources(deployed, advertised=settings.advertised))
+    guard = Guard(keys=KeyRing(settings.api_key, settings.keys_file))
+    metrics = observe.metrics_if_installed(lambda: engines, guard.lifecycle)
+    traces = Traces(tracer_provider) if tracer_provider is not None else None
+    guard.observers = tuple(observer for observer in (metrics, traces) if observer is not None)
+    fetcher = Fetcher(settings.allow_fetch)
+    api = Api(served, Resources(deployed, advertised=settings.advertised), guard.lifecycle)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        # Few: each may hold one whole decoded image.
-        workers = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="medport-decode")
+        threads = Threads(
+            # Few: each may hold one whole decoded image.
+            decode=ThreadPoolExecutor(
+                max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="medport-decode"
+            ),
+            fetch=ThreadPoolExecutor(max_workers=MAX_FETCHES, thread_name_prefix="medport-fetch"),
+        )
         try:
+            # First: a log that cannot be written should not cost the loading of a model.
+            if settings.audit_dir is not None:
+                guard.audit = await asyncio.to_thread(AuditLog, settings.audit_dir)
             for name, directory in settings.snapshots.items():
                 snapshot, engine = await asyncio.to_thread(_open, name, directory, settings)
                 engines[name] = engine
-                deployed[name] = each = Deployed(
-                    endpoint_id=name,
-                    snapshot=snapshot,
-                    project=settings.project,
-                    location=settings.location,
-                    since=datetime.now(UTC),
-                )
-                served[name] = _served(each, engine, workers)
+                for plan in PLANS[snapshot.family]:
+                    if plan.dialect not in settings.dialects:
+                        continue
+                    deployed[plan.endpoint_id] = each = Deployed(
+                        plan=plan,
+                        snapshot=snapshot,
+                        project=settings.project,
+                        location=settings.location,
+                        since=datetime.now(UTC),
+                    )
+                    served[plan.endpoint_id] = _served(each, engine, threads, fetcher, settings)
+            guard.lifecycle.start()
             yield
         finally:
             for engine in engines.values():
                 await asyncio.to_thread(engine.close)
-            workers.shutdown(wait=False, cancel_futures=True)
+            threads.decode.shutdown(wait=False, cancel_futures=True)
+            threads.fetch.shutdown(wait=False, cancel_futures=True)
+            fetcher.close()
+            if guard.audit is not None:
+                await asyncio.to_thread(guard.audit.close)
 
     app = Starlette(
-        routes=starlette_routes(api.table(), KeyCheck(settings.api_key)),
+        routes=starlette_routes(
+            (
+                *api.table(settings.container),
+                Route("GET", "/metrics", observe.route(metrics), "metrics", "metrics"),
+            ),
+            guard,
+        ),
         lifespan=lifespan,
         exception_handlers={HTTPException: http_error},
     )
-    app.router.default = Door("-", unrouted, ())
+    app.router.default = Door("-", unrouted, None, guard)
+    # The router would make the target from the Host header, which is the caller's word.
+    app.router.redirect_slashes = False
     app.state.engines = engines
     app.state.deployed = deployed
+    app.state.guard = guard
     return app
 
 
@@ -135,18 +198,23 @@ async def serve(
     stop: asyncio.Event,
     on_ready: Callable[[Starlette], None],
     tls: Tls | None = None,
+    tracer_provider: TracerProvider | None = None,
 ) -> None:
     """Load the models, serve on a bound socket until ``stop`` is set, drain.
+
+    Draining: health says no at once; after ``drain_grace_s`` new requests are refused with 503 while the socket
+    still listens; when the running ones are done, or after ``drain_s``, it closes.
 
     ``on_ready`` is called once the models are loaded and the socket listens.
 
     Raises:
         ConfigError, VerificationError: a snapshot cannot be served.
     """
-    app = create_app(settings)
+    app = create_app(settings, tracer_provider=tracer_provider)
+    lifecycle: Lifecycle = app.state.guard.lifecycle
     config = uvicorn.Config(
         app,
-        http=_Protocol,
+        http=Protocol,
         ws="none",
         loop="asyncio",
         # Run here instead, so that a failure comes out as what it is and not as a line in uvicorn's log.
@@ -154,9 +222,12 @@ async def serve(
         log_config=None,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        # For what is written but not yet taken; running requests were waited for before.
+        timeout_graceful_shutdown=1,
         ssl_certfile=tls.certificate if tls else None,
         ssl_keyfile=tls.key if tls else None,
+        ssl_ca_certs=str(tls.client_ca) if tls and tls.client_ca else None,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_ca else ssl.CERT_NONE,
     )
     server = _Server(config)
     async with app.router.lifespan_context(app):
@@ -169,28 +240,14 @@ async def serve(
             if not running.done():
                 on_ready(app)
                 await asyncio.wait({running, waiting}, return_when="FIRST_COMPLETED")
+                lifecycle.drain()
+                await asyncio.wait({running}, timeout=settings.drain_grace_s)
+                lifecycle.refuse()
+                await lifecycle.idle(settings.drain_s)
         finally:
             waiting.cancel()
             server.should_exit = True
             await running
-
-
-class _Protocol(H11Protocol):
-    """HTTP/1.1 without uvicorn's access log, which holds the query.
-
-    Its own switch is a logger that belongs to the whole process, and with it to whoever else runs uvicorn here.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.access_log = False
-
-    def shutdown(self) -> None:
-        """Close; at once if nothing is under way, without waiting for an idle TLS peer to say goodbye."""
-        idle = self.cycle is None or self.cycle.response_complete
-        super().shutdown()
-        if idle and self.transport.get_write_buffer_size() == 0:
-            self.transport.abort()
 
 
 class _Server(uvicorn.Server):
@@ -227,12 +284,23 @@ def _open(name: str, directory: Path, settings: Settings) -> tuple[Snapshot, Eng
     return snapshot, engine
 
 
-def _served(deployed: Deployed, engine: Engine | Embedder, workers: ThreadPoolExecutor) -> Served:
+def _served(
+    deployed: Deployed, engine: Engine | Embedder, threads: Threads, fetcher: Fetcher, settings: Settings
+) -> Served:
+    snapshot = deployed.snapshot
     return Served(
+        endpoint_id=deployed.endpoint_id,
+        dialect=deployed.plan.dialect,
         engine=engine,
+        threads=threads,
+        fetcher=fetcher,
         deployed_model_id=deployed.deployed_model_id,
         model=deployed.model_name,
         model_version_id=VERSION,
-        model_display_name=deployed.snapshot.model_id,
-        workers=workers,
+        model_display_name=snapshot.model_id,
+        revision=snapshot.revision,
+        snapshot_sha256=snapshot.snapshot_sha256,
+        bounds=DEDICATED if deployed.plan.dedicated else SHARED,
+        lists=settings.container is not None and settings.container.lists,
+        since=int(deployed.since.timestamp()),
     )

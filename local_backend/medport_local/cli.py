@@ -1,4 +1,4 @@
-"""``medport serve``: the local server on the command line."""
+"""``medport serve | audit | keys``: the local server on the command line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medport.errors import EXIT_INTERRUPTED, ConfigError, MedportError, row_of
+from medport_local import cli_audit, cli_keys
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
     from starlette.applications import Starlette
 
     from medport_local.app import Settings, Tls
@@ -32,8 +34,10 @@ Serve a real model:  medport serve --snapshot medgemma=/models/medgemma-4b-it
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command ``serve``."""
+    """Add the commands ``serve``, ``audit`` and ``keys``."""
     app.command("serve", epilog=_PANEL_EXAMPLE)(serve)
+    app.add_typer(cli_audit.app, name="audit")
+    app.add_typer(cli_keys.app, name="keys")
 
 
 def serve(
@@ -54,7 +58,32 @@ def serve(
     api_key_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable that holds the API key.")
     ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Named keys and what each may do: medport keys add.")
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Callers must show a certificate signed by it, PEM.")
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep a line about each request to a model: medport audit.")
+    ] = None,
+    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+    trace: Annotated[
+        bool,
+        typer.Option("--trace", help="Send OpenTelemetry spans; so does OTEL_EXPORTER_OTLP_ENDPOINT."),
+    ] = False,
+    drain_grace: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="On SIGTERM, serve on for so long while health says no."),
+    ] = 0.0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; CUDA where there is one.")] = None,
+    allow_fetch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST|BUCKET|STORE",
+            help="Where images may be fetched from: a host, gs://BUCKET, a DICOMweb store's URL. Repeatable.",
+        ),
+    ] = None,
     allow_plain_http: Annotated[
         bool,
         typer.Option("--allow-plain-http", help="Listen beyond this machine without TLS or without an API key."),
@@ -64,17 +93,25 @@ def serve(
     """Serve MedGemma and MedSigLIP in the form of Vertex AI endpoints."""
     key = _api_key(api_key_env)
     files = _tls_files(tls_cert, tls_key, tls_self_signed)
-    if not _is_loopback(host) and not allow_plain_http and (files is None or key is None):
+    if log_format not in ("text", "json"):
+        raise ConfigError("is neither text nor json", field="log-format")
+    if tls_client_ca is not None and (files is None or not tls_client_ca.is_file()):
+        said = "there is no such file" if files else "needs TLS"
+        raise ConfigError(said, field="tls-client-ca", remedy="give a PEM file, and --tls-cert and --tls-key")
+    known = key is not None or keys is not None or tls_client_ca is not None
+    if not _is_loopback(host) and not allow_plain_http and (files is None or not known):
         raise ConfigError(
             f"{host} can be reached by others, and {'TLS' if files is None else 'an API key'} is missing",
             field="host",
-            remedy="give --tls-cert and --tls-key, or --tls-self-signed DIR, and --api-key-env NAME; "
-            "or --allow-plain-http where something in front of the server does this",
+            remedy="give --tls-cert and --tls-key, or --tls-self-signed DIR, and --api-key-env NAME or "
+            "--keys FILE; or --allow-plain-http where something in front of the server does this",
         )
     chosen = _snapshots(snapshot or [])
     # Imported when all this is right: torch takes seconds.
     from medport_local import tls as certificates
     from medport_local.app import Settings, Tls, phantom_snapshots
+    from medport_local.serving.logs import formatter
+    from medport_local.tracing import provider_from_environment
 
     shown_host = socket.gethostname() if host in ("0.0.0.0", "::", "") else host  # noqa: S104  a comparison
     ca_file: Path | None = None
@@ -89,20 +126,32 @@ def serve(
         project=project,
         location=location,
         api_key=key,
+        keys_file=keys,
+        audit_dir=audit,
+        drain_grace_s=drain_grace,
         advertised=netloc,
         device=device,
+        allow_fetch=tuple(allow_fetch or ()),
     )
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter("json" if log_format == "json" else "text"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     url = f"{'https' if files else 'http'}://{netloc}"
     facts = _Facts(url, str(ca_file) if ca_file else None, as_json, api_key_env)
-    code = asyncio.run(_until_signal(settings, listener, Tls(*files) if files else None, facts))
+    shown = Tls(*files, client_ca=tls_client_ca) if files else None
+    with provider_from_environment(wanted=trace) as tracer_provider:
+        code = asyncio.run(_until_signal(settings, listener, shown, facts, tracer_provider))
     raise typer.Exit(code)
 
 
-async def _until_signal(settings: Settings, listener: socket.socket, tls: Tls | None, facts: _Facts) -> int:
+async def _until_signal(
+    settings: Settings,
+    listener: socket.socket,
+    tls: Tls | None,
+    facts: _Facts,
+    tracer_provider: TracerProvider | None,
+) -> int:
     from medport_local import app
 
     stop = asyncio.Event()
@@ -127,12 +176,12 @@ async def _until_signal(settings: Settings, listener: socket.socket, tls: Tls | 
         ready.append(True)
         deployed: Mapping[str, Deployed] = started.state.deployed
         facts.show(
-            {name: each.endpoint_name for name, each in deployed.items()},
-            {name: each.snapshot.model_id for name, each in deployed.items()},
+            {each.plan.key: each.endpoint_name for each in deployed.values()},
+            {each.plan.key: each.snapshot.model_id for each in deployed.values()},
             sorted({each.snapshot.notice for each in deployed.values() if each.snapshot.notice}),
         )
 
-    await app.serve(settings, listener, stop=stop, on_ready=announce, tls=tls)
+    await app.serve(settings, listener, stop=stop, on_ready=announce, tls=tls, tracer_provider=tracer_provider)
     return codes[0] if codes else 0
 
 

@@ -89,6 +89,10 @@ class Http:
     def __init__(self, channel: Channel) -> None:
         self._routes = _Routes(channel, httpx.HTTPTransport)
 
+    def forward(self, request: httpx.Request) -> httpx.Response:
+        """One exchange of a borrowing client over this pool (see ``_lend``)."""
+        return self._routes.of(request.url).handle_request(request)
+
     def send(self, request: Request, deadline: Deadline) -> Reply:
         try:
             built = _build(request, deadline)
@@ -132,6 +136,9 @@ class AsyncHttp:
 
     def __init__(self, channel: Channel) -> None:
         self._routes = _Routes(channel, httpx.AsyncHTTPTransport)
+
+    async def forward(self, request: httpx.Request) -> httpx.Response:
+        return await self._routes.of(request.url).handle_async_request(request)
 
     async def send(self, request: Request, deadline: Deadline) -> Reply:
         try:

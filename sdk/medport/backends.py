@@ -108,7 +108,12 @@ class Target:
         # chat/completions is documented under v1beta1 alone; predict under v1 (wire facts, section 1.1).
         if verb == "predict":
             return f"{self.base_url}/v1/{self.endpoint}:predict"
-        return f"{self.base_url}/v1beta1/{self.endpoint}/chat/completions"
+        return f"{self.openai_url}/chat/completions"
+
+    @property
+    def openai_url(self) -> str:
+        """What OpenAI's clients are given as ``base_url``."""
+        return f"{self.base_url}/v1beta1/{self.endpoint}"
 
 
 def start(name: str, resolved: Resolved, profile: Profile) -> Backend:
@@ -171,6 +176,16 @@ def api_base(profile: Profile) -> str:
     if location == "global":
         return f"https://aiplatform.{profile.api_domain}"
     return f"https://{location}-aiplatform.{profile.api_domain}"
+
+
+def expected_url(profile: Profile, family: Family) -> str:
+    """The OpenAI base URL of an endpoint as far as the profile tells, before anything is looked up."""
+    wanted = profile.endpoint(family)
+    name = _resource_name(wanted.endpoint, profile) if wanted else f"projects/-/locations/-/endpoints/{family}"
+    if wanted and wanted.dns:
+        return f"https://{wanted.dns}/v1beta1/{name}"
+    base_url = {"in-process": "http://localhost", "local": (profile.url or "").rstrip("/")}.get(profile.backend)
+    return f"{base_url or api_base(profile)}/v1beta1/{name}"
 
 
 def locate(backend: Backend, family: Family) -> Generator[Request, Reply, Target]:

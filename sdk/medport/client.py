@@ -7,11 +7,12 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from weakref import WeakSet
 
 from tenacity import AsyncRetrying, Retrying
 
-from medport import backends, config
+from medport import _openai, backends, config
 from medport._call import Call, Deadline, Family, Flow, Reply, Request
 from medport._http import AsyncHttp, Channel, Http
 from medport._retry import policy
@@ -26,6 +27,9 @@ from medport.tasks import classify as classify_task
 from medport.tasks import embed as embed_task
 from medport.tasks.chat import ChatOptions, Images, Prompt
 from medport.tasks.classify import DEFAULT_TEMPLATES, Labels
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAI
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -107,6 +111,7 @@ class Client(_Clients):
     def __init__(self, profile: str | None = None, **settings: Any) -> None:
         super().__init__(profile, **settings)
         self._pools: dict[Channel, Http] = {}
+        self._lent: WeakSet[OpenAI] = WeakSet()
 
     def chat(self, prompt: Prompt, images: Images = (), **options: Unpack[ChatOptions]) -> Chat:
         """Ask MedGemma.
@@ -173,8 +178,29 @@ class Client(_Clients):
         """
         return self._run(classify_task.classify(embed_task.image_instances(images), labels, templates))
 
+    def openai(self) -> OpenAI:
+        """OpenAI's own client for MedGemma: what it is asked goes to the profile's endpoint, and nowhere else.
+
+        It sends over this client's connections, with the same TLS settings, and ends when this client is closed.
+        Each request gets the credential that holds at that moment; the ``api_key`` it shows for Google is a
+        stand-in. ``model`` may be ``""``. Of a fall-back chain it uses the first profile. Retries are OpenAI's
+        own, as many as the profile allows; each attempt may take ``timeout_s``.
+
+        A fault of the server is raised as OpenAI's error classes say; a wrong setting, a policy or a credential
+        that cannot be had is still a MedportError.
+
+        Raises:
+            ConfigError: the openai package is not installed.
+            NotFound, AuthError, …: the endpoint cannot be looked up; for asyncio at the first request.
+        """
+        made = _openai.blocking(self)
+        self._lent.add(made)
+        return made
+
     def close(self) -> None:
         """Close all connections; the in-process server ends."""
+        for each in list(self._lent):
+            each.close()
         for pool in self._pools.values():
             pool.close()
         self._stop_all()
@@ -267,6 +293,7 @@ class AsyncClient(_Clients):
     def __init__(self, profile: str | None = None, **settings: Any) -> None:
         super().__init__(profile, **settings)
         self._pools: dict[Channel, AsyncHttp] = {}
+        self._lent: WeakSet[AsyncOpenAI] = WeakSet()
 
     async def chat(self, prompt: Prompt, images: Images = (), **options: Unpack[ChatOptions]) -> Chat:
         build = partial(chat_task.call, prompt, images, options, stream=False)
@@ -293,7 +320,14 @@ class AsyncClient(_Clients):
         instances = await in_thread(partial(embed_task.image_instances, images))
         return await self._run(classify_task.classify(instances, labels, templates))
 
+    def openai(self) -> AsyncOpenAI:
+        made = _openai.awaited(self)
+        self._lent.add(made)
+        return made
+
     async def close(self) -> None:
+        for each in list(self._lent):
+            await each.close()
         for pool in self._pools.values():
             await pool.close()
         await in_thread(self._stop_all)
@@ -382,7 +416,7 @@ class AsyncClient(_Clients):
         return target
 
 
-for _verb in ("chat", "chat_stream", "embed_images", "embed_texts", "classify", "close"):
+for _verb in ("chat", "chat_stream", "embed_images", "embed_texts", "classify", "openai", "close"):
     getattr(AsyncClient, _verb).__doc__ = getattr(Client, _verb).__doc__
 
 

@@ -8,6 +8,7 @@
     │   │   └── DicomError       … and it is a DICOM object
     │   └── RequestTooLarge      larger than the endpoint takes
     ├── AuthError                the credential is missing, wrong or not allowed
+    │   └── Forbidden            it is known, and not for this
     ├── NotFound                 no such endpoint, model or route
     ├── QuotaExceeded            too many requests; wait
     ├── NotReady                 the endpoint is cold, starting or has no model yet; wait
@@ -23,6 +24,7 @@ or file contents.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -63,7 +65,8 @@ class MedportError(Exception):
         self.attempts = attempts
 
     def __str__(self) -> str:
-        place = f"{self.field}: " if self.field and self.field not in self.message else ""
+        said = self.field and re.search(rf"(?<!\w){re.escape(self.field)}(?!\w)", self.message)
+        place = f"{self.field}: " if self.field and not said else ""
         cure = f" ({self.remedy})" if self.remedy else ""
         return f"{place}{self.message}{cure}"
 
@@ -97,6 +100,10 @@ class AuthError(MedportError):
 
     renewable: bool = False
     """The server did not know the credential (HTTP 401): one that can be renewed is worth a second try."""
+
+
+class Forbidden(AuthError):
+    """The credential is known, and not for this model or action. Another try will not help; another key may."""
 
 
 class NotFound(MedportError):
@@ -171,6 +178,7 @@ TABLE: tuple[Row, ...] = (
     Row(ConfigError, 400, "FAILED_PRECONDITION", EXIT_USAGE),
     Row(PolicyError, 403, "PERMISSION_DENIED", EXIT_FAILED),
     Row(AuthError, 401, "UNAUTHENTICATED", EXIT_FAILED),
+    Row(Forbidden, 403, "PERMISSION_DENIED", EXIT_FAILED),
     Row(NotFound, 404, "NOT_FOUND", EXIT_FAILED),
     Row(QuotaExceeded, 429, "RESOURCE_EXHAUSTED", EXIT_FAILED),
     Row(NotReady, 503, "UNAVAILABLE", EXIT_FAILED),

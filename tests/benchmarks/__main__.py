@@ -5,6 +5,13 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-QUESTIONS = ("import_time.py", "sdk_overhead.py", "async_rate.py", "prepare_images.py")
+QUESTIONS = (
+    "import_time.py",
+    "sdk_overhead.py",
+    "async_rate.py",
+    "prepare_images.py",
+    "server_overhead.py",
+    "grammar.py",
+)
 
 sys.exit(max(subprocess.run([sys.executable, str(HERE / name)], check=False).returncode for name in QUESTIONS))

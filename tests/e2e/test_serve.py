@@ -65,8 +65,8 @@ def test_line_says_all_that_a_client_needs(server: dict[str, Any]) -> None:
     assert set(server) == {"url", "ca_file", "endpoints"}
     assert server["url"].startswith("https://127.0.0.1:")
     assert server["endpoints"] == {
-        family: f"projects/radiology/locations/europe-west4/endpoints/{family}"
-        for family in ("medgemma", "medsiglip")
+        key: f"projects/radiology/locations/europe-west4/endpoints/{key.replace('_', '-')}"
+        for key in ("medgemma", "medgemma_dicom", "medgemma_shared", "medsiglip")
     }
     assert stat.S_IMODE(Path(server["ca_file"]).parent.stat().st_mode) == 0o700
 

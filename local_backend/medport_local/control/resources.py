@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from medport.errors import ConfigError, NotFound
 from medport.wire.vertex import Pins, model_from_pins
 from medport_local.snapshot import Family, Snapshot
 
 FAMILY_LABEL = "medport-family"
+DIALECT_LABEL = "medport-dialect"
 VERSION = "1"
 
 # google-cloud-aiplatform refuses a location that is none of these (its constants.base.SUPPORTED_REGIONS).
@@ -28,10 +30,33 @@ REGIONS = frozenset((
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """An endpoint that a server has for each snapshot of a family."""
+
+    key: str
+    """The name in what ``medport serve --json`` prints."""
+    endpoint_id: str
+    """Vertex allows letters, digits and hyphens."""
+    dialect: Literal["vllm", "dicom", "medsiglip"]
+    dedicated: bool = True
+
+
+PLANS: Mapping[Family, tuple[Plan, ...]] = {
+    "medgemma": (
+        Plan(key="medgemma", endpoint_id="medgemma", dialect="vllm"),
+        Plan(key="medgemma_dicom", endpoint_id="medgemma-dicom", dialect="dicom"),
+        Plan(key="medgemma_shared", endpoint_id="medgemma-shared", dialect="vllm", dedicated=False),
+    ),
+    "medsiglip": (Plan(key="medsiglip", endpoint_id="medsiglip", dialect="medsiglip"),),
+}
+"""The first of each family is the one that a client finds when it is told no name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployed:
     """A snapshot that is served, and the names of its resources."""
 
-    endpoint_id: str
+    plan: Plan
     snapshot: Snapshot
     project: str
     location: str
@@ -40,6 +65,10 @@ class Deployed:
     @property
     def family(self) -> Family:
         return self.snapshot.family
+
+    @property
+    def endpoint_id(self) -> str:
+        return self.plan.endpoint_id
 
     @property
     def endpoint_name(self) -> str:
@@ -52,7 +81,8 @@ class Deployed:
     @property
     def deployed_model_id(self) -> str:
         """Ten digits that change when the bytes do."""
-        return str(10**9 + int(self.snapshot.snapshot_sha256[:15], 16) % (9 * 10**9))
+        names_and_bytes = f"{self.endpoint_id} {self.snapshot.snapshot_sha256}".encode()
+        return str(10**9 + int(hashlib.sha256(names_and_bytes).hexdigest()[:15], 16) % (9 * 10**9))
 
 
 class Resources:
@@ -116,11 +146,16 @@ class Resources:
 
     def _endpoint(self, deployed: Deployed) -> dict[str, Any]:
         since = _rfc3339(deployed.since)
-        dns = {"dedicatedEndpointDns": self._advertised} if self._advertised else {}
+        dns = {}
+        if self._advertised and deployed.plan.dedicated:
+            dns["dedicatedEndpointDns"] = self._advertised
+        labels: dict[str, str] = {DIALECT_LABEL: deployed.plan.dialect}
+        if deployed.plan == PLANS[deployed.family][0]:
+            labels[FAMILY_LABEL] = deployed.family
         return {
             "name": deployed.endpoint_name,
             "displayName": deployed.endpoint_id,
-            "labels": {FAMILY_LABEL: deployed.family},
+            "labels": labels,
             "createTime": since,
             "updateTime": since,
             "dedicatedEndpointEnabled": bool(dns),

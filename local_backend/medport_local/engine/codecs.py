@@ -25,6 +25,8 @@ class TextCodec:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self.longest = max(map(len, tokenizer.get_vocab()))
+        """The most characters that one token can stand for."""
         added: Mapping[int, Any] = tokenizer.added_tokens_decoder
         self.control_words = frozenset(
             str(token.content)
@@ -64,6 +66,23 @@ class TextCodec:
         mark: str = self._tokenizer.boi_token
         return mark
 
+    @property
+    def image_word(self) -> str:
+        """The literal of one soft token."""
+        word: str = self._tokenizer.image_token
+        return word
+
+    @property
+    def bos(self) -> str:
+        """The literal that every prompt begins with."""
+        word: str = self._tokenizer.bos_token
+        return word
+
+    def special_pieces(self) -> dict[int, bytes]:
+        """The literals of the tokens that ``pieces`` leaves empty."""
+        words: list[str] = self._tokenizer.convert_ids_to_tokens(sorted(self.silent_ids))
+        return {i: word.encode() for i, word in zip(sorted(self.silent_ids), words, strict=True)}
+
     def pieces(self) -> list[bytes]:
         """What each token id adds to the text, as bytes; byte-fallback pieces are single bytes.
 
@@ -87,12 +106,12 @@ class SiglipTextCodec:
 
     def __init__(self, tokenizer: Any, length: int) -> None:
         self._tokenizer = tokenizer
-        self._length = length
+        self.length = length
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """int64 ``[texts, length]``."""
         encoded = self._tokenizer(
-            list(texts), padding="max_length", max_length=self._length, truncation=True, return_tensors="pt"
+            list(texts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )
         ids: torch.Tensor = encoded["input_ids"]
         return ids
@@ -103,6 +122,8 @@ class ImageCodec:
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
+        self.side_px = int(processor.size["height"])
+        """Of the square that the model sees."""
 
     def pixel_values(self, rgb: Rgb) -> PixelValues:
         """uint8 ``[height, width, 3]`` → float32 ``[3, size, size]`` in -1 … 1."""

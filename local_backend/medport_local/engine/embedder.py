@@ -33,6 +33,8 @@ class EmbedderLimits:
     """Items of one kind in one run of the model."""
     max_pending: int = 4096
     """Items that may wait; one request may not hold more either."""
+    max_per_request: int | None = None
+    """Embeddings in one request, patches counted; the container's MAX_EMBEDDINGS_PER_REQUEST."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,11 @@ class Embedder:
     def images(self) -> ImageCodec:
         """Makes the arrays that ``embed_images`` takes. CPU work: call it in a worker thread."""
         return self._siglip.images
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a text; each is padded or cut to it."""
+        return self._siglip.text.length
 
     @property
     def healthy(self) -> bool:

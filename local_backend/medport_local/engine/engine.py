@@ -19,12 +19,13 @@ from typing import Protocol
 from medport.errors import MedportError, NotReady, ServerError
 from medport_local.engine.codecs import ImageCodec
 from medport_local.engine.detokenizer import Detokenizer
+from medport_local.engine.grammar import Grammars
 from medport_local.engine.loading import Gemma, use_one_thread
 from medport_local.engine.prompt import PromptBuilder
 from medport_local.engine.runner import Runner
-from medport_local.engine.sampler import Sampler
+from medport_local.engine.sampler import Choice, Sampler
 from medport_local.engine.scheduler import Batch, Scheduler
-from medport_local.engine.sequence import Event, FinishReason, GenerationRequest, Sequence
+from medport_local.engine.sequence import Event, FinishReason, GenerationRequest, Sampling, Sequence, TokenLogprob
 from medport_local.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class Capabilities:
 
     images: bool
     seeds: bool = True
-    logprobs: bool = False
-    grammar: bool = False
+    logprobs: bool = True
+    grammar: bool = True
     prefix_cache: bool = False
 
 
@@ -82,6 +83,8 @@ class Engine(Protocol):
     @property
     def images(self) -> ImageCodec | None: ...
     @property
+    def grammars(self) -> Grammars | None: ...
+    @property
     def limits(self) -> EngineLimits: ...
     @property
     def capabilities(self) -> Capabilities: ...
@@ -110,8 +113,12 @@ class TorchEngine:
         self._small = gemma.small
         self._eos_ids = gemma.eos_ids
         self._pieces = gemma.text.pieces()
+        self._special = gemma.text.special_pieces()
+        self.grammars = Grammars(
+            self._pieces, gemma.text.encode, eos_ids=gemma.eos_ids, control_ids=gemma.text.control_ids
+        )
         self._runner = Runner(gemma)
-        self._sampler = Sampler()
+        self._sampler = Sampler(gemma.eos_ids)
         self._scheduler = Scheduler(max_running=self.limits.max_running, max_queue=self.limits.max_queue)
         self._texts: dict[int, Detokenizer] = {}
         self._alive: dict[int, Sequence] = {}
@@ -143,7 +150,7 @@ class TorchEngine:
                 raise NotReady("the server is stopping", remedy="try again in a moment")
             self._scheduler.add(sequence)
             self._alive[sequence.id] = sequence
-            self._texts[sequence.id] = Detokenizer(self._pieces, request.sampling.stop)
+            self._texts[sequence.id] = self._detokenizer(request.sampling)
             self._changed.notify_all()
         return pending
 
@@ -198,7 +205,7 @@ class TorchEngine:
     def _step(self, batch: Batch) -> None:
         try:
             logits = self._runner.forward(batch)  # float32 [sequences, vocabulary]
-            tokens = self._sampler.pick(logits, batch.sequences)
+            choices = self._sampler.pick(logits, batch.sequences)
         except Exception as fault:
             # Out of memory, mostly. The type only: a message could quote the input.
             logger.error("a step failed: %s", type(fault).__name__)
@@ -211,30 +218,43 @@ class TorchEngine:
             return
         with self._changed:
             self._counts["steps"] += 1
-            for sequence, token in zip(batch.sequences, tokens, strict=True):
-                if not sequence.cancelled:
-                    self._accept(sequence, token)
+            for sequence, choice in zip(batch.sequences, choices, strict=True):
+                if sequence.cancelled:
+                    continue
+                if isinstance(choice, MedportError):
+                    self._leave(sequence, "failed")
+                    sequence.deliver(choice)
+                else:
+                    self._accept(sequence, choice)
 
-    def _accept(self, sequence: Sequence, token: int) -> None:
+    def _accept(self, sequence: Sequence, choice: Choice) -> None:
+        sampling, token = sequence.request.sampling, choice.token
         sequence.generated.append(token)
         self._counts["tokens"] += 1
         detokenizer = self._texts[sequence.id]
         finish: FinishReason | None = None
         text = ""
-        if token in self._eos_ids:
+        told: tuple[TokenLogprob, ...] = ()
+        ended = token in sampling.stop_token_ids or (token in self._eos_ids and not sampling.ignore_eos)
+        if not ended or sampling.include_stop:
+            text = detokenizer.feed(token, armed=len(sequence.generated) > sampling.min_tokens)
+            told = _told(choice, detokenizer)
+        room = min(sampling.max_tokens, self._max_context - sequence.prompt_tokens)
+        if ended or detokenizer.stopped or choice.complete:
             finish = "stop"
-        else:
-            text = detokenizer.feed(token)
-            room = min(sequence.request.sampling.max_tokens, self._max_context - sequence.prompt_tokens)
-            if detokenizer.stopped:
-                finish = "stop"
-            elif len(sequence.generated) >= room:
-                finish = "length"
+        elif len(sequence.generated) >= room:
+            finish = "length"
         if finish is not None:
             text += detokenizer.flush()
             finish = "stop" if detokenizer.stopped else finish
             self._leave(sequence, "finished")
-        sequence.deliver(Event(text=text, finish_reason=finish, completion_tokens=len(sequence.generated)))
+        sequence.deliver(
+            Event(text=text, tokens=told, finish_reason=finish, completion_tokens=len(sequence.generated))
+        )
+
+    def _detokenizer(self, sampling: Sampling) -> Detokenizer:
+        special = None if sampling.skip_special_tokens else self._special
+        return Detokenizer(self._pieces, sampling.stop, include_stop=sampling.include_stop, special=special)
 
     def _leave(self, sequence: Sequence, count: str) -> None:
         self._scheduler.finish(sequence, now=time.monotonic())
@@ -253,6 +273,13 @@ class TorchEngine:
         del self._alive[sequence.id], self._texts[sequence.id]
         self._counts[count] += 1
         self._changed.notify_all()
+
+
+def _told(choice: Choice, detokenizer: Detokenizer) -> tuple[TokenLogprob, ...]:
+    if choice.logprob is None:
+        return ()
+    top = tuple((token, detokenizer.piece(token), logprob) for token, logprob in choice.top)
+    return (TokenLogprob(choice.token, detokenizer.piece(choice.token), choice.logprob, top),)
 
 
 class _Pending:

@@ -8,6 +8,7 @@ newlines of template and text merge into single tokens.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -18,6 +19,8 @@ from medport_local.engine.loading import Gemma
 
 # A noncharacter: Unicode keeps it out of text that is exchanged, so no honest caller sends it.
 MARK = "\ufdd0"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _Piece: TypeAlias = "str | None"
 """A run of text, or ``None`` for an image."""
@@ -67,7 +70,7 @@ class PromptBuilder:
             for part in message.content
             if isinstance(part, ImagePart)
         ]
-        self._check_images(urls)
+        self._check_images(len(urls), "messages")
         return urls
 
     def build(self, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -84,23 +87,77 @@ class PromptBuilder:
             raise ServerError(
                 "the chat template does not place every image", remedy="check the snapshot's template"
             )
-        rendered = rendered.replace(self._text.image_mark, self._text.image_sequence(self._image_tokens))
-        tokens = tuple(token for part in rendered.split(MARK) for token in self._text.encode(part))
-        if self._image_token_id is not None and tokens.count(self._image_token_id) != images * self._image_tokens:
+        return self._tokens(rendered.split(MARK), images, "messages")
+
+    def raw(self, text: str, images: int, *, add_bos: bool = True) -> tuple[int, ...]:
+        """Token ids of a prompt without a chat template, as the first serving containers took it.
+
+        The caller writes the control words, and they are honoured: that is this form's contract. Each
+        ``<start_of_image>`` becomes an image's block.
+
+        Args:
+            images: how many there are; the text has a place for each.
+            add_bos: put the beginning token in front, unless the text begins with it.
+
+        Raises:
+            InputError: names ``prompt``: it is empty, has other places for images than there are images, holds
+                soft tokens or what is not Unicode text, or does not fit into the model's context.
+
+        Source: Google-Health/medgemma, notebooks/quick_start_with_model_garden.ipynb of 2025-07.
+        """
+        _check_text(text, "prompt")
+        if not text.strip():
+            raise InputError("the prompt is empty", field="prompt", remedy="write a question")
+        if self._text.image_word in text:
+            raise InputError(
+                f"holds {self._text.image_word}", field="prompt", remedy=f"write {self._text.image_mark} instead"
+            )
+        places = text.count(self._text.image_mark)
+        if places != images:
+            raise InputError(
+                f"has {places} places for {images} images",
+                field="prompt",
+                remedy=f"write {self._text.image_mark} once for each image",
+            )
+        self._check_images(images, "prompt")
+        front = self._text.bos if add_bos and not text.startswith(self._text.bos) else ""
+        return self._tokens([front + text], images, "prompt")
+
+    def room(self, tokens: Sequence[int]) -> int:
+        """How many tokens the answer to a prompt may have at most."""
+        return self._max_context - len(tokens)
+
+    def _tokens(self, parts: Sequence[str], images: int, field: str) -> tuple[int, ...]:
+        """Token ids of text with a mark for each image. The parts are tokenised apart, and joined."""
+        # One soft token stands for the block, and becomes it afterwards: thousands of them are slow to tokenise.
+        block = self._text.image_sequence(1)
+        if sum(map(len, parts)) > self._max_context * self._text.longest:
+            # A million characters take seconds to tokenise; these cannot fit, however they are cut.
+            raise self._too_long(f"more than {self._max_context}", field)
+        ids = [i for part in parts for i in self._text.encode(part.replace(self._text.image_mark, block))]
+        if self._image_token_id is not None and ids.count(self._image_token_id) != images:
             raise ServerError(
                 "the tokenizer does not keep image tokens apart", remedy="check the snapshot's tokenizer"
             )
-        if len(tokens) >= self._max_context:
-            raise InputError(
-                f"the prompt has {len(tokens)} tokens, and {self._model_id} takes {self._max_context} "
-                "with the answer",
-                field="messages",
-                remedy="shorten the text or send fewer images",
-            )
-        return tokens
+        count = len(ids) + images * (self._image_tokens - 1)
+        if count >= self._max_context:
+            raise self._too_long(str(count), field)
+        if not images:
+            return tuple(ids)
+        soft, times = self._image_token_id, self._image_tokens
+        return tuple(itertools.chain.from_iterable([i] * times if i == soft else [i] for i in ids))
+
+    def _too_long(self, tokens: str, field: str) -> InputError:
+        return InputError(
+            f"the prompt has {tokens} tokens, and {self._model_id} takes {self._max_context} with the answer",
+            field=field,
+            remedy="shorten the text or send fewer images",
+        )
 
     def _check_content(self, message: Message, field: str) -> None:
         pieces = _pieces(message)
+        for piece in pieces:
+            _check_text(piece or "", field)
         if any(MARK in piece for piece in pieces if piece is not None):
             raise InputError("holds U+FDD0, which is not a character", field=field, remedy="remove it")
         if message.role == "user" and not any(piece is None or piece.strip() for piece in pieces):
@@ -112,13 +169,13 @@ class PromptBuilder:
                 remedy="put the image into a user message",
             )
 
-    def _check_images(self, urls: Sequence[str]) -> None:
-        if urls and not self._takes_images:
-            raise InputError(f"{self._model_id} takes text only", field="messages", remedy="leave the images out")
-        if len(urls) > self._max_images:
+    def _check_images(self, images: int, field: str) -> None:
+        if images and not self._takes_images:
+            raise InputError(f"{self._model_id} takes text only", field=field, remedy="leave the images out")
+        if images > self._max_images:
             raise InputError(
-                f"{len(urls)} images, and this server takes {self._max_images} in a request",
-                field="messages",
+                f"{images} images, and this server takes {self._max_images} in a request",
+                field=field,
                 remedy="send fewer images",
             )
 
@@ -138,6 +195,12 @@ class PromptBuilder:
 
     def _guarded(self, text: str) -> str:
         return self._control.sub(lambda found: f"{found[0][0]}{MARK}{found[0][1:]}", text)
+
+
+def _check_text(text: str, field: str) -> None:
+    """Refuse half a surrogate pair, which JSON can write and no tokenizer can read."""
+    if not text.isascii() and _SURROGATE.search(text):
+        raise InputError("holds half a surrogate pair, which is not a character", field=field, remedy="remove it")
 
 
 def _pieces(message: Message) -> list[_Piece]:

@@ -1,62 +1,60 @@
-"""Chat: ``:predict`` with chatCompletions instances, and the OpenAI path with and without a stream."""
+"""MedGemma as its default (vLLM) container speaks: chatCompletions instances, raw prompts, the OpenAI path.
+
+Source: Google-Health/medgemma, notebooks/quick_start_with_model_garden.ipynb; vLLM's OpenAI-compatible server for
+the parameters beyond OpenAI's.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from starlette.responses import Response
 
-from medport.errors import ImageError, InputError, MedportError, ServerError
-from medport.images import is_data_url, is_remote, load, prepare
+from medport.errors import InputError, MedportError
 from medport.wire import checked
 from medport.wire.chat import (
     REQUEST_FORMAT,
     ChatChunk,
-    ChatReply,
     ChatRequest,
-    Choice,
     ChunkChoice,
     ChunkDelta,
-    ReplyMessage,
     Usage,
 )
 from medport_local.engine.codecs import PixelValues
-from medport_local.engine.engine import Engine, Handle
-from medport_local.engine.sequence import FinishReason, GenerationRequest, Sampling
-from medport_local.serving.endpoints import IMAGE_LIMITS, Served
+from medport_local.engine.engine import Engine
+from medport_local.engine.sequence import Event, FinishReason
+from medport_local.serving import generate, raw
+from medport_local.serving.endpoints import Served
 from medport_local.serving.exchange import JSON, Events, Exchange
+from medport_local.serving.generate import Job
+from medport_local.serving.raw import RawRequest
+from medport_local.serving.sources import codec_of, decoded, pixel_values, read_url
+
+Asked: TypeAlias = ChatRequest | RawRequest
 
 MAX_INSTANCES = 16
 
 # Keys that change the answer and are not honoured: any value but these is refused, for silence would mislead.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "prompt_logprobs": (0,),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "ignore_eos": (False,),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "truncate_prompt_tokens": (-1,),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
-    "guided_json": (),
+    "add_special_tokens": (False,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "mm_processor_kwargs": ({}, {"do_pan_and_scan": False}),
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
@@ -64,13 +62,15 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "audio": (),
 }
-_NO_TEMPLATE = ("prompt", "multi_modal_data")
 
 
-async def predict(exchange: Exchange, served: Served, engine: Engine, instances: Sequence[object]) -> Response:
-    """Answer ``{"instances": [{"@requestFormat": "chatCompletions", …}]}``.
+async def predict(
+    exchange: Exchange, served: Served, engine: Engine, instances: Sequence[object]
+) -> dict[str, object]:
+    """What the container answers to ``{"instances": […]}``: ``{"predictions": …}``.
 
-    One instance gives an object as ``predictions``, several give a list: so does the reference container.
+    A chat gives an object as ``predictions``, several give a list, raw prompts give a list of strings: so does the
+    reference container.
     """
     if len(instances) > MAX_INSTANCES:
         raise InputError(
@@ -79,75 +79,126 @@ async def predict(exchange: Exchange, served: Served, engine: Engine, instances:
             remedy="send several requests",
         )
     several = len(instances) != 1
-    asked = [_read(instance, f"instances[{i}]", several) for i, instance in enumerate(instances)]
+    asked = [_inside_of(f"instances[{i}]", several, each) for i, each in enumerate(instances)]
     for i, each in enumerate(asked):
         if each.stream:
             raise InputError(
                 "a prediction does not stream",
                 field=f"instances[{i}].stream",
-                remedy="POST to …/chat/completions instead",
+                remedy="POST to …/chat/completions or :streamRawPredict instead",
             )
-
-    replies = await exchange.attended(_complete_all(engine, asked, served))
-    dumped = [reply.model_dump() for reply in replies]
-    exchange.answer_headers.update(served.headers())
-    return JSON(served.envelope(dumped if several else dumped[0]))
+    if len({type(each) for each in asked}) > 1:
+        raise InputError("mix chats and raw prompts", field="instances", remedy="send them in two requests")
+    answers = await exchange.attended(_answer_all(exchange, served, engine, asked))
+    if asked and isinstance(asked[0], RawRequest):
+        return raw.joined([each for each in asked if isinstance(each, RawRequest)], answers)
+    return {"predictions": answers if several or served.lists else answers[0]}
 
 
 async def completions(
-    exchange: Exchange, served: Served, engine: Engine, body: Mapping[str, object]
+    exchange: Exchange, served: Served, engine: Engine, body: Mapping[str, object], *, streaming: bool = True
 ) -> Response | Events:
     """Answer a bare OpenAI request, streaming if it says so."""
-    request = _read(body, "", False)
-    exchange.answer_headers.update(served.headers())
+    request = read(body)
+    if not isinstance(request, ChatRequest):
+        raise InputError("this is a raw prompt, not a chat", field="prompt", remedy="send messages")
+    if request.stream and not streaming:
+        raise InputError(
+            "does not go with :rawPredict", field="stream", remedy="POST to :streamRawPredict instead"
+        )
     if not request.stream:
-        return JSON((await exchange.attended(_complete(engine, request, served))).model_dump())
-    prompt = await exchange.attended(_prompt(engine, request, served))
-    # From here to the return nothing is awaited, so that the handle cannot get lost.
-    handle = engine.submit(prompt)
-    return Events(_chunks(handle, request, served, len(prompt.tokens)), close=lambda: engine.cancel(handle.id))
+        return JSON(await exchange.attended(_answer(exchange, served, engine, request)))
+    return await stream(exchange, served, engine, request)
 
 
-def _read(values: object, field: str, several: bool) -> ChatRequest:
-    try:
-        return _request(values)
-    except InputError as error:
-        if several or error.field is None:
-            error.field = _inside(field, error.field)
-        raise
+async def stream(exchange: Exchange, served: Served, engine: Engine, request: Asked) -> Events:
+    """Server-sent events for a chat; JSON values with a NUL after each for a raw prompt."""
+    job = await exchange.attended(prepared(exchange, served, engine, request))
+    # From here to the return nothing is awaited, so that no handle can get lost.
+    handles = generate.submit(engine, job)
+    pairs = generate.events(handles)
+    if isinstance(request, RawRequest):
+        values = raw.chunks(pairs, request)
+        return Events(
+            values, close=lambda: generate.cancel(engine, handles), media_type="application/json",
+            encode=raw.encoded, last=None,
+        )  # fmt: skip
+    exchange.facts.prompt_tokens += len(job.tokens)
+    exchange.facts.operation = "chat"
+    chunks = _chunks(exchange, pairs, request, job, served.model_display_name)
+    return Events(chunks, close=lambda: generate.cancel(engine, handles))
 
 
-def _inside(outer: str, inner: str | None) -> str | None:
-    return ".".join(part for part in (outer, inner) if part) or None
+def read(values: object) -> Asked:
+    """One request, whichever form it has.
 
-
-def _request(values: object) -> ChatRequest:
+    Raises:
+        InputError: names the field.
+    """
     if not isinstance(values, Mapping):
         raise InputError("is not a JSON object")
     given = {key: value for key, value in values.items() if value is not None}
     if given.pop("@requestFormat", REQUEST_FORMAT) != REQUEST_FORMAT:
         raise InputError(f"only {REQUEST_FORMAT} is served here", field="@requestFormat")
-    for key in _NO_TEMPLATE:
+    if "prompt" in given and "messages" not in given:
+        return raw.read(given)
+    _refuse_unhonoured(given)
+    stop = given.get("stop")
+    if isinstance(stop, str):
+        given["stop"] = [stop] if stop else []
+    if "max_completion_tokens" in given:
+        given["max_tokens"] = given.pop("max_completion_tokens")
+    if "guided_json" in given:  # vLLM's older spelling
+        schema = {"name": "guided_json", "schema": given.pop("guided_json")}
+        given["response_format"] = {"type": "json_schema", "json_schema": schema}
+    request = checked(ChatRequest, given)
+    check_together(request)
+    if request.top_logprobs and not request.logprobs:
+        raise InputError("needs logprobs: true", field="top_logprobs", remedy="set both, or neither")
+    return request
+
+
+def check_together(request: ChatRequest | RawRequest) -> None:
+    """What no field can check alone."""
+    if request.min_tokens > request.max_tokens:
+        raise InputError("is above max_tokens", field="min_tokens", remedy="lower it")
+
+
+def _refuse_unhonoured(given: dict[str, object]) -> None:
+    for key in ("multi_modal_data", "raw_response"):
         if key in given:
-            raise InputError("raw prompts are not served here", field=key, remedy="send messages")
+            raise InputError("belongs to raw prompts", field=key, remedy="put images into the messages")
+    best_of = given.pop("best_of", 1)
+    if best_of not in (1, given.get("n", 1)):
+        raise InputError("is not supported by this server", field="best_of", remedy="leave it out")
     for key, neutral in _NEUTRAL.items():
         if key in given and given[key] not in neutral:
             raise InputError("is not supported by this server", field=key, remedy="leave it out")
-    if isinstance(given.get("stop"), str):
-        given["stop"] = [given["stop"]] if given["stop"] else []
-    limit = given.pop("max_completion_tokens", None)
-    if limit is not None:
-        given["max_tokens"] = limit
-    return checked(ChatRequest, given)
 
 
-async def _complete_all(engine: Engine, asked: Sequence[ChatRequest], served: Served) -> list[ChatReply]:
-    async def one(i: int) -> ChatReply:
+def _inside_of(field: str, several: bool, values: object) -> Asked:
+    try:
+        return read(values)
+    except InputError as error:
+        if several or error.field is None:
+            error.field = inside(field, error.field)
+        raise
+
+
+def inside(outer: str, inner: str | None) -> str | None:
+    """A field's name within another."""
+    return ".".join(part for part in (outer, inner) if part) or None
+
+
+async def _answer_all(
+    exchange: Exchange, served: Served, engine: Engine, asked: Sequence[Asked]
+) -> list[dict[str, object]]:
+    async def one(i: int) -> dict[str, object]:
         try:
-            return await _complete(engine, asked[i], served)
+            return await _answer(exchange, served, engine, asked[i])
         except MedportError as error:
             if len(asked) > 1:
-                error.field = _inside(f"instances[{i}]", error.field)
+                error.field = inside(f"instances[{i}]", error.field)
             raise
 
     tasks = [asyncio.ensure_future(one(i)) for i in range(len(asked))]
@@ -158,42 +209,56 @@ async def _complete_all(engine: Engine, asked: Sequence[ChatRequest], served: Se
             task.cancel()
 
 
-async def _complete(engine: Engine, request: ChatRequest, served: Served) -> ChatReply:
-    prompt = await _prompt(engine, request, served)
-    handle = engine.submit(prompt)
-    texts: list[str] = []
-    finish: FinishReason | None = None
-    count = 0
-    try:
-        async for event in handle:
-            texts.append(event.text)
-            finish, count = event.finish_reason, event.completion_tokens
-    finally:
-        engine.cancel(handle.id)
-    return ChatReply(
-        id=_new_id(),
-        created=int(time.time()),
-        model=served.model_display_name,
-        choices=[Choice(message=ReplyMessage(content="".join(texts)), finish_reason=finish)],
-        usage=_usage(len(prompt.tokens), count),
+async def _answer(exchange: Exchange, served: Served, engine: Engine, request: Asked) -> dict[str, object]:
+    job = await prepared(exchange, served, engine, request)
+    answers = await generate.written(engine, job, exchange.first_token)
+    generate.tell(exchange.facts, job, answers)
+    if isinstance(request, RawRequest):
+        exchange.facts.operation = "text_completion"
+        return raw.answer(request, answers)
+    return generate.dumped(generate.reply(served.model_display_name, job, answers))
+
+
+async def prepared(exchange: Exchange, served: Served, engine: Engine, request: Asked) -> Job:
+    """Fetch, decode and tokenise; the event loop serves others meanwhile."""
+    urls = request.images() if isinstance(request, RawRequest) else engine.prompts.check(request.messages)
+    images = await asyncio.gather(
+        *(_image(exchange, served, engine, url, f"images[{i}]") for i, url in enumerate(urls))
     )
+    build = generate.chat_job if isinstance(request, ChatRequest) else raw.job
+    return await served.threads.decoding(build, engine, request, images)
+
+
+async def _image(exchange: Exchange, served: Served, engine: Engine, url: str, field: str) -> PixelValues:
+    source = await read_url(served, url, field=field, deadline=exchange.deadline)
+    codec = codec_of(engine)
+    return await served.threads.decoding(lambda: pixel_values(codec, decoded(source, field=field)))
 
 
 async def _chunks(
-    handle: Handle, request: ChatRequest, served: Served, prompt_tokens: int
+    exchange: Exchange,
+    pairs: AsyncGenerator[tuple[int, Event], None],
+    request: ChatRequest,
+    job: Job,
+    model: str,
 ) -> AsyncGenerator[object, None]:
-    stream = _Stream(_new_id(), int(time.time()), served.model_display_name)
+    stream = _Stream(generate.new_id(), int(time.time()), model)
+    counts = [0] * request.n
     # The role first and the finish last, each with empty content: readers take content from every chunk.
-    yield stream.chunk(ChunkDelta(role="assistant"))
-    count = 0
-    async for event in handle:
-        count = event.completion_tokens
-        if event.text:
-            yield stream.chunk(ChunkDelta(content=event.text))
-        if event.finish_reason is not None:
-            yield stream.chunk(ChunkDelta(), event.finish_reason)
+    for i in range(request.n):
+        yield stream.chunk(i, ChunkDelta(role="assistant"))
+    async with aclosing(pairs) as arriving:
+        async for i, event in arriving:
+            exchange.first_token()
+            exchange.facts.completion_tokens += event.completion_tokens - counts[i]
+            counts[i] = event.completion_tokens
+            if event.text or event.tokens:
+                yield stream.chunk(i, ChunkDelta(content=event.text), event=event if request.logprobs else None)
+            if event.finish_reason is not None:
+                exchange.facts.finish_reasons = [*exchange.facts.finish_reasons, event.finish_reason]
+                yield stream.chunk(i, ChunkDelta(), event.finish_reason)
     if request.stream_options is not None and request.stream_options.include_usage:
-        yield stream.usage(_usage(prompt_tokens, count))
+        yield stream.usage(generate.usage(len(job.tokens), sum(counts)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +267,12 @@ class _Stream:
     created: int
     model: str
 
-    def chunk(self, delta: ChunkDelta, finish: FinishReason | None = None) -> object:
-        return self._dump([ChunkChoice(delta=delta, finish_reason=finish)], None)
+    def chunk(
+        self, index: int, delta: ChunkDelta, finish: FinishReason | None = None, event: Event | None = None
+    ) -> object:
+        logprobs = generate.logprobs_of(event.tokens) if event is not None else None
+        choice = ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
+        return self._dump([choice], None)
 
     def usage(self, usage: Usage) -> object:
         return self._dump([], usage)
@@ -214,50 +283,8 @@ class _Stream:
         for choice in dumped["choices"]:
             if choice["delta"]["role"] is None:
                 del choice["delta"]["role"]
+            if choice["logprobs"] is None:
+                del choice["logprobs"]
         if usage is None:
             del dumped["usage"]
         return dumped
-
-
-async def _prompt(engine: Engine, request: ChatRequest, served: Served) -> GenerationRequest:
-    """Decoding and tokenising are work for a worker thread; the loop serves others meanwhile."""
-    return await asyncio.get_running_loop().run_in_executor(served.workers, _prompt_now, engine, request)
-
-
-def _prompt_now(engine: Engine, request: ChatRequest) -> GenerationRequest:
-    urls = engine.prompts.check(request.messages)
-    images = tuple(_pixel_values(engine, url, f"images[{i}]") for i, url in enumerate(urls))
-    return GenerationRequest(
-        tokens=engine.prompts.build(request.messages),
-        images=images,
-        sampling=Sampling(
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            seed=request.seed,
-            stop=tuple(request.stop),
-        ),
-    )
-
-
-def _pixel_values(engine: Engine, url: str, field: str) -> PixelValues:
-    if is_remote(url):
-        raise InputError("this server fetches nothing", field=field, remedy="send the image itself")
-    if not is_data_url(url):
-        raise ImageError("is not a data: URL", field=field, remedy="send the image itself as a data: URL")
-    if engine.images is None:
-        raise ServerError("this engine takes no images")
-    return engine.images.pixel_values(prepare(load(url, field=field, limits=IMAGE_LIMITS)).to_array())
-
-
-def _usage(prompt_tokens: int, completion_tokens: int) -> Usage:
-    return Usage(
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        total_tokens=prompt_tokens + completion_tokens,
-    )
-
-
-def _new_id() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"

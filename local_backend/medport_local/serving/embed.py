@@ -1,103 +1,207 @@
-"""MedSigLIP's ``:predict``: a list of instances → a list of embeddings or errors, in the same order.
+"""MedSigLIP as its container speaks: a list of instances → a list of embeddings or errors, in the same order.
 
-A fault of one instance is that instance's error, as in the reference container, and the others are answered. A
-fault of the body (no ``instances``, too many) is an error of the request, in Vertex's envelope.
+An instance whose data cannot be used is that instance's error, with the reference's code, and the others are
+answered. An instance that breaks the schema fails the request with 400; so do a body without ``instances`` and one
+with too many (the reference answers the last with 200 and a bare code, and so does ``TooMany`` here).
+
+Source: Google-Health/medsiglip, python/serving.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
-from starlette.responses import Response
 
 from medport.errors import DicomError, ImageError, InputError, MedportError
-from medport.images import load, prepare
 from medport.wire import checked
-from medport.wire.embed import EmbedInstance, ItemError
+from medport.wire.embed import Code, EmbedImage, EmbedInstance, ItemError
+from medport.wire.regions import Patch
 from medport_local.engine.codecs import ImageCodec, PixelValues
 from medport_local.engine.embedder import Embedder
-from medport_local.serving.endpoints import IMAGE_LIMITS, Served
-from medport_local.serving.exchange import JSON, Exchange
+from medport_local.serving import regions
+from medport_local.serving.endpoints import Served
+from medport_local.serving.exchange import Exchange
+from medport_local.serving.sources import decoded, pixel_values, read_url
 
-_Input: TypeAlias = "PixelValues | str | ItemError"
+Body: TypeAlias = dict[str, object]
+TOO_MANY: Code = "TOO_MANY_PATCHES_ERROR"
+_CODES = frozenset(get_args(Code))
+_UNREADABLE: dict[str, Code] = {
+    "input_bytes": "UNHANDLED_GENERIC_BYTES_ERROR",
+    "gcs_uri": "UNHANDLED_GCS_FILE_ERROR",
+    "image_url": "UNHANDLED_HTTP_FILE_ERROR",
+    "dicomweb_uri": "DICOM_ERROR",
+}
 
-_BAD_FIELD = "INVALID_REQUEST_FIELD_ERROR"
-_BAD_BYTES = "UNHANDLED_GENERIC_BYTES_ERROR"
-_BAD_DICOM = "DICOM_ERROR"
-_REFERENCES = ("gcs_uri", "dicomweb_uri", "image_url")
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A part of an image as the model sees it; the whole of it if ``patch`` is not set."""
+
+    values: PixelValues
+    patch: Patch | None = None
 
 
-async def predict(exchange: Exchange, served: Served, embedder: Embedder, instances: Sequence[object]) -> Response:
-    """Answer ``{"instances": [{"image": {"input_bytes": …}} | {"text": …}, …]}``."""
-    if len(instances) > embedder.limits.max_pending:
+_Input: TypeAlias = "list[_View] | str | ItemError"
+
+
+async def predict(exchange: Exchange, served: Served, embedder: Embedder, instances: Sequence[object]) -> Body:
+    """What the container answers to ``{"instances": [{"image": {…}} | {"text": …}, …]}``."""
+    limit = embedder.limits.max_pending
+    if len(instances) > limit:
         raise InputError(
-            f"{len(instances)} instances, and this server takes {embedder.limits.max_pending} in a request",
+            f"{len(instances)} instances, and this server takes {limit} in a request",
             field="instances",
             remedy="send several requests",
         )
-    predictions = await exchange.attended(_predictions(served, embedder, instances))
-    exchange.answer_headers.update(served.headers())
-    return JSON(served.envelope(predictions))
+    asked = [_read(values, f"instances[{i}]") for i, values in enumerate(instances)]
+    if sum(_count(each) for each in asked) > min(limit, embedder.limits.max_per_request or limit):
+        return {"error": TOO_MANY}
+    return {"predictions": await exchange.attended(_predictions(exchange, served, embedder, asked))}
 
 
-async def _predictions(served: Served, embedder: Embedder, instances: Sequence[object]) -> list[object]:
-    loop = asyncio.get_running_loop()
-    inputs: list[_Input] = await asyncio.gather(
-        *(loop.run_in_executor(served.workers, _input, embedder.images, instance) for instance in instances)
-    )
-    images = [each for each in inputs if isinstance(each, np.ndarray)]
+def _read(values: object, place: str) -> EmbedInstance:
+    try:
+        instance = checked(EmbedInstance, _without_nulls(values))
+        instance.check()
+    except InputError as error:
+        error.field = f"{place}.{error.field}" if error.field else place
+        raise
+    return instance
+
+
+def _without_nulls(values: object) -> object:
+    """Google's generated client leaves what is not set out, others write it as null."""
+    if not isinstance(values, dict):
+        return values
+    return {key: _without_nulls(value) for key, value in values.items() if value is not None}
+
+
+def _count(instance: EmbedInstance) -> int:
+    patches = instance.image.patch_coordinates_list if instance.image else None
+    return len(patches) if patches else 1
+
+
+async def _predictions(
+    exchange: Exchange, served: Served, embedder: Embedder, instances: Sequence[EmbedInstance]
+) -> list[object]:
+    inputs = await asyncio.gather(*(_input(exchange, served, embedder.images, each) for each in instances))
+    images = [view.values for each in inputs if isinstance(each, list) for view in each]
     texts = [each for each in inputs if isinstance(each, str)]
-    image_vectors, text_vectors = await asyncio.gather(embedder.embed_images(images), embedder.embed_texts(texts))
-    vectors = {"image": iter(image_vectors), "text": iter(text_vectors)}
+    of_images, of_texts = await asyncio.gather(embedder.embed_images(images), embedder.embed_texts(texts))
+    pictures, sentences = iter(of_images), iter(of_texts)
     predictions: list[object] = []
     for each in inputs:
         if isinstance(each, ItemError):
             predictions.append({"error": each.model_dump()})
+        elif isinstance(each, str):
+            predictions.append({"embedding": next(sentences), **_standing("text", embedder)})
+        elif each[0].patch is None:
+            predictions.append({"embedding": next(pictures), **_standing("image", embedder)})
         else:
-            kind = "text" if isinstance(each, str) else "image"
-            predictions.append(_prediction(next(vectors[kind]), kind, embedder))
+            patches = [
+                {"embedding": next(pictures), "patch_coordinate": view.patch.model_dump()}
+                for view in each
+                if view.patch is not None
+            ]
+            predictions.append({"patch_embeddings": patches, **_standing("image", embedder)})
+    _tell(exchange, len(images) + len(texts))
     return predictions
 
 
-def _prediction(vector: npt.NDArray[np.float32], kind: str, embedder: Embedder) -> dict[str, object]:
-    # The array goes to JSON as it is: the shortest digits that give the same float32 back.
-    return {
-        "embedding": vector,
-        "input_type": kind,
-        "model_temperature": embedder.logit_scale,
-        "model_bias": embedder.logit_bias,
-    }
+def _standing(kind: str, embedder: Embedder) -> dict[str, object]:
+    return {"input_type": kind, "model_temperature": embedder.logit_scale, "model_bias": embedder.logit_bias}
 
 
-def _input(codec: ImageCodec, values: object) -> _Input:
-    """One instance, decoded; runs in a worker thread."""
-    try:
-        return _decoded(codec, checked(EmbedInstance, values))
-    except InputError as error:
-        return ItemError(code=_code(error), description=str(error)[:1024])
-
-
-def _decoded(codec: ImageCodec, instance: EmbedInstance) -> _Input:
-    if (instance.text is None) == (instance.image is None):
-        raise InputError("an instance holds exactly one of text and image")
+async def _input(exchange: Exchange, served: Served, codec: ImageCodec, instance: EmbedInstance) -> _Input:
     if instance.text is not None:
         return instance.text
-    assert instance.image is not None
-    for name in _REFERENCES:
-        if getattr(instance.image, name) is not None:
-            raise InputError("this server fetches nothing", field=f"image.{name}", remedy="send the image itself")
-    if instance.image.access_credential is not None or instance.image.input_bytes is None:
-        raise InputError("an image holds input_bytes and nothing else", field="image")
-    # By the one door for data URLs, which checks size and base64.
-    url = f"data:;base64,{instance.image.input_bytes}"
-    return codec.pixel_values(prepare(load(url, field="image.input_bytes", limits=IMAGE_LIMITS)).to_array())
+    image = instance.image
+    assert image is not None
+    try:
+        source = await _source(exchange, served, image)
+        return await served.threads.decoding(_views, codec, source, image)
+    except InputError as error:
+        return ItemError(code=_code(error, image), description=str(error)[:1024])
 
 
-def _code(error: MedportError) -> str:
+async def _source(exchange: Exchange, served: Served, image: EmbedImage) -> bytes | str:
+    deadline, credential = exchange.deadline, image.access_credential
+    if image.input_bytes is not None:
+        # By the one door for data URLs, which checks size and base64.
+        return f"data:;base64,{image.input_bytes}"
+    if image.dicomweb_uri is not None:
+        return await served.threads.fetching(
+            served.fetcher.dicom_instance,
+            image.dicomweb_uri,
+            credential=credential,
+            field="image.dicomweb_uri",
+            deadline=deadline,
+        )
+    name = "gcs_uri" if image.gcs_uri is not None else "image_url"
+    url = image.gcs_uri or image.image_url
+    assert url is not None
+    return await read_url(served, url, field=f"image.{name}", credential=credential, deadline=deadline)
+
+
+def _views(codec: ImageCodec, source: bytes | str, image: EmbedImage) -> list[_View]:
+    """CPU work, in a decoding thread."""
+    window = image.radiology_dicom_window_level
+    field = f"image.{_source_name(image)}"
+    seen = regions.embed_images(
+        source,
+        image,
+        side_px=codec.side_px,
+        window=(window.center, window.width) if window else None,
+        field=field,
+    )
+    return [_View(pixel_values(codec, each), patch) for each, patch in seen]
+
+
+def _source_name(image: EmbedImage) -> str:
+    return next(name for name in _UNREADABLE if getattr(image, name) is not None)
+
+
+def _code(error: MedportError, image: EmbedImage) -> Code:
+    code = getattr(error, "code", None)
+    if code in _CODES:
+        known: Code = code  # type: ignore[assignment]
+        return known
     if isinstance(error, DicomError):
-        return _BAD_DICOM
-    return _BAD_BYTES if isinstance(error, ImageError) else _BAD_FIELD
+        return "DICOM_ERROR"
+    return _UNREADABLE[_source_name(image)] if isinstance(error, ImageError) else "INVALID_REQUEST_FIELD_ERROR"
+
+
+async def texts(exchange: Exchange, embedder: Embedder, texts: Sequence[str]) -> list[npt.NDArray[np.float32]]:
+    """One unit vector for each text, for the OpenAI path."""
+    vectors = await exchange.attended(embedder.embed_texts(list(texts)))
+    _tell(exchange, len(vectors))
+    return vectors
+
+
+async def images(
+    exchange: Exchange, served: Served, embedder: Embedder, urls: Sequence[str], field: str
+) -> list[npt.NDArray[np.float32]]:
+    """One unit vector for each image, by ``data:`` or other URL, for the OpenAI path."""
+
+    async def one(i: int) -> PixelValues:
+        source = await read_url(served, urls[i], field=f"{field}[{i}]", deadline=exchange.deadline)
+        codec = embedder.images
+        return await served.threads.decoding(lambda: pixel_values(codec, decoded(source, field=f"{field}[{i}]")))
+
+    async def all_of_them() -> list[npt.NDArray[np.float32]]:
+        return await embedder.embed_images(await asyncio.gather(*map(one, range(len(urls)))))
+
+    vectors = await exchange.attended(all_of_them())
+    _tell(exchange, len(vectors))
+    return vectors
+
+
+def _tell(exchange: Exchange, count: int) -> None:
+    exchange.facts.operation = "embeddings"
+    exchange.facts.embeddings += count

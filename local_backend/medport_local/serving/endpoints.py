@@ -2,32 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar
 
 from medport.images import Limits
 from medport.wire.vertex import DEPLOYED_MODEL_HEADER, MODEL_HEADER, MODEL_VERSION_HEADER
 from medport_local.engine.embedder import Embedder
 from medport_local.engine.engine import Engine
+from medport_local.serving.fetch import Fetcher
+from medport_local.serving.outcome import Facts
+
+T = TypeVar("T")
+
+Dialect = Literal["vllm", "dicom", "medsiglip"]
+"""Whose container an endpoint speaks like: MedGemma's default one (A), its "dicom" one (B), MedSigLIP's."""
 
 IMAGE_LIMITS = Limits(max_pixels=40_000_000)
 """The largest detectors in use have some 30 million pixels; more would only serve an attacker."""
+SERVER_SIDE_PX = 6144
+"""An image up to this is resized only once, by the model's own processor: embeddings equal transformers' own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What Vertex lets through to an endpoint of a kind.
+
+    Source: Vertex AI, "Choose an endpoint type". The documentation says MB and the refusals of the service count
+    in MiB; what fits there must fit here.
+    """
+
+    max_body_bytes: int
+    timeout_s: float
+    invokes: bool
+    """Whether ``/invoke`` is let through."""
+
+
+DEDICATED = Bounds(max_body_bytes=10 * 1024 * 1024, timeout_s=600.0, invokes=True)
+SHARED = Bounds(max_body_bytes=1536 * 1024, timeout_s=60.0, invokes=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threads:
+    """Where what would block the event loop is done."""
+
+    decode: ThreadPoolExecutor
+    """Decoding and tokenising: few, for each may hold one whole image."""
+    fetch: ThreadPoolExecutor
+    """Waiting for other servers, so that a slow one holds up nobody's decoding."""
+
+    async def decoding(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.decode, partial(work, *arguments))
+
+    async def fetching(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.fetch, partial(work, *arguments, **named))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """The model behind an endpoint and the names it answers under."""
 
+    endpoint_id: str
+    dialect: Dialect
     engine: Engine | Embedder
+    threads: Threads
+    fetcher: Fetcher
     deployed_model_id: str
     model: str
     """Resource name."""
     model_version_id: str
     model_display_name: str
-    workers: ThreadPoolExecutor
-    """Threads for decoding and tokenising: few, for each may hold one whole image."""
+    """The model id, such as ``google/medgemma-4b-it``."""
+    revision: str | None = None
+    snapshot_sha256: str = ""
+    bounds: Bounds = DEDICATED
+    lists: bool = False
+    """Whether one instance is answered by a list of one, as a batch job needs it."""
+    since: int = 0
+    """Unix time of the deployment."""
 
     def headers(self) -> dict[str, str]:
         """What a data-plane answer carries, as Vertex does on raw predictions."""
@@ -37,10 +92,19 @@ class Served:
             MODEL_VERSION_HEADER: self.model_version_id,
         }
 
-    def envelope(self, predictions: object) -> dict[str, object]:
-        """Vertex's answer to ``:predict``."""
+    def tell(self, facts: Facts) -> None:
+        """Write into a request's facts whose answer it gets."""
+        facts.endpoint = self.endpoint_id
+        facts.deployed_model = self.deployed_model_id
+        facts.model = f"{self.model}@{self.model_version_id}"
+        facts.model_id = self.model_display_name
+        facts.revision = self.revision
+        facts.snapshot_sha256 = self.snapshot_sha256
+
+    def envelope(self, body: Mapping[str, object]) -> dict[str, object]:
+        """Vertex's answer to ``:predict``: what the container said, and whose it is."""
         return {
-            "predictions": predictions,
+            **body,
             "deployedModelId": self.deployed_model_id,
             "model": self.model,
             "modelDisplayName": self.model_display_name,

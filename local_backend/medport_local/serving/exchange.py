@@ -1,40 +1,63 @@
-"""One request and its answer: errors become envelopes, a caller who leaves stops the work, a line goes to the log.
+"""One request and its answer: errors become envelopes, and a caller who leaves stops the work.
 
-The log holds method, route template, status, milliseconds, sizes and request id. No path, query, prompt or pixel.
+Each door checks the key for its route's action, and for the endpoint where the path names one. A handler that
+learns only later which endpoint it is about must ask ``permit``; if it forgets, its answer is kept back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import orjson
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from medport.errors import InputError, MedportError, NotFound, ServerError, Timeout, row_of
 from medport.wire import sse
-from medport.wire.vertex import REQUEST_ID_HEADER, error_body
-from medport_local.serving import guard
+from medport.wire.vertex import error_body
+from medport_local.serving import guard as guards
+from medport_local.serving.guard import Guard
+from medport_local.serving.keys import ANYONE, Action, Principal
+from medport_local.serving.lifecycle import Lifecycle
+from medport_local.serving.outcome import Facts
+from medport_local.serving.visit import CLIENT_CLOSED, Visit
 
 T = TypeVar("T")
-Check = Callable[[guard.Headers], None]
 
 logger = logging.getLogger(__name__)
-access = logging.getLogger("medport_local.access")
 
-_CLIENT_CLOSED = 499
+_LARGE = 1024 * 1024
+"""Bytes whose digest takes longer than a switch to a worker thread."""
 
 
 class ClientGone(Exception):
     """The caller closed the connection; nobody waits for an answer."""
+
+
+class JSON(Response):
+    """JSON by orjson, NumPy arrays included."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def error_response(error: MedportError) -> Response:
+    """The envelope and status of an error."""
+    response = JSON(error_body(error), status_code=row_of(error).http)
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    return response
 
 
 @dataclass(slots=True, eq=False)
@@ -43,11 +66,29 @@ class Exchange:
 
     scope: Scope
     receive: Receive
-    headers: guard.Headers
+    headers: guards.Headers
     request_id: str
     deadline: float | None = None
     """In the event loop's time."""
     answer_headers: dict[str, str] = field(default_factory=dict)
+    principal: Principal = ANYONE
+    """Whose key it is."""
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    """The server's, for the handlers of health."""
+    facts: Facts = field(default_factory=Facts)
+    """For the handler to fill in, as soon as it knows; ``facts.deployed_model`` before it asks an engine."""
+    render_error: Callable[[MedportError], Response] = error_response
+    """How an error of the handler is answered. Dialects with another form of error set their own."""
+    started: float = field(default_factory=time.monotonic)
+    """In the event loop's time, which is the monotonic clock."""
+    first_token_at: float | None = None
+    body_digest: hmac.HMAC | None = None
+    """Is fed with the body if the request is audited."""
+    bytes_in: int = 0
+    body_broken: bool = False
+    """Something of the body may still be on its way: the connection cannot be used again."""
+    scope_checked: bool = False
+    """Whether anyone asked if the key is for what the request is about."""
 
     @property
     def path(self) -> Mapping[str, str]:
@@ -55,9 +96,56 @@ class Exchange:
         params: Mapping[str, str] = self.scope.get("path_params", {})
         return params
 
-    async def json(self) -> dict[str, object]:
-        """The body, read once."""
-        return await self.within(guard.read_json(self.headers, self.receive))
+    async def json(self, *, limit: int = guards.MAX_BODY_BYTES) -> dict[str, object]:
+        """The body, read once.
+
+        Args:
+            limit: bytes; less for an endpoint on the shared host.
+
+        Raises:
+            RequestTooLarge: it is over ``limit``.
+            InputError: it is compressed, cut, too slow or no JSON object.
+            Timeout: the deadline passed.
+        """
+        return guards.parse_json(await self.body(limit=limit))
+
+    async def body(self, *, limit: int = guards.MAX_BODY_BYTES) -> bytes:
+        """The body as it came, read once. Raises as ``json`` does."""
+        self.body_broken = True
+        data = await self.within(guards.read_body(self.headers, self.receive, limit=limit))
+        self.body_broken = False
+        self.bytes_in = len(data)
+        if self.body_digest is not None:
+            await _feed(self.body_digest, data)
+        return data
+
+    def bound(self, seconds: float) -> None:
+        """Answer within ``seconds`` of the request's begin, or sooner if the caller wants it sooner."""
+        latest = self.started + seconds
+        self.deadline = latest if self.deadline is None else min(self.deadline, latest)
+
+    def permit(self, endpoint: str) -> None:
+        """Go on only if the key is for this endpoint. To be called before anything is done or told about it.
+
+        Raises:
+            Forbidden: it is not.
+        """
+        self.scope_checked = True
+        self.principal.check_model(endpoint)
+
+    def may(self, endpoint: str) -> bool:
+        """Whether the key is for this endpoint; for lists, which leave out what it is not for."""
+        self.scope_checked = True
+        return self.principal.may(endpoint)
+
+    def permit_any(self) -> None:
+        """Say that the answer is about no endpoint, such as the list of routes."""
+        self.scope_checked = True
+
+    def first_token(self) -> None:
+        """Note the time of the answer's first token; later calls do nothing."""
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
 
     async def within(self, work: Awaitable[T]) -> T:
         """Await ``work`` until the request's deadline.
@@ -66,9 +154,11 @@ class Exchange:
             Timeout: it passed; ``work`` is cancelled.
         """
         try:
-            async with asyncio.timeout_at(self.deadline):
+            async with asyncio.timeout_at(self.deadline) as limit:
                 return await work
         except TimeoutError:
+            if not limit.expired():
+                raise
             raise Timeout("the request's deadline passed", remedy="allow more time or fewer tokens") from None
 
     async def attended(self, work: Coroutine[Any, Any, T]) -> T:
@@ -93,72 +183,77 @@ class Exchange:
             pass
 
 
-class JSON(Response):
-    """JSON by orjson, NumPy arrays included."""
-
-    media_type = "application/json"
-
-    def render(self, content: object) -> bytes:
-        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+def _as_event(value: object) -> bytes:
+    return sse.encode(orjson.dumps(value))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Events:
-    """An answer that streams: one server-sent event for each JSON value, then ``[DONE]``."""
+    """An answer that streams: by default one server-sent event for each JSON value, then ``[DONE]``."""
 
     values: AsyncGenerator[object, None]
     close: Callable[[], None]
     """Called in the end whatever happened, also if ``values`` was never begun."""
+    media_type: str = "text/event-stream; charset=utf-8"
+    encode: Callable[[object], bytes] = _as_event
+    """One value, or the envelope of an error, as bytes."""
+    last: bytes | None = sse.encode(sse.DONE)
+    """What follows the last value, unless an error did."""
 
 
 Handler = Callable[[Exchange], Awaitable[Response | Events]]
 
 
 class Door:
-    """An ASGI application around one handler of the route table."""
+    """An ASGI application around one handler of the route table.
 
-    def __init__(self, template: str, handler: Handler, checks: tuple[Check, ...]) -> None:
+    Args:
+        template: the route's path with its parameters' names; the only form in which a path is logged.
+        action: what the key must be allowed; ``None`` needs no key, and is for health alone.
+        guard: the server's own; ``None`` lets everyone in and tells nobody.
+    """
+
+    def __init__(self, template: str, handler: Handler, action: Action | None, guard: Guard | None = None) -> None:
+        self.action: Action | None = action
         self._template = template
         self._handler = handler
-        self._checks = checks
+        self._guard = guard or Guard()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        exchange = Exchange(scope, receive, headers, guard.request_id(headers))
-        record = _Record(scope["method"], self._template, exchange, send)
+        exchange = Exchange(scope, receive, headers, guards.request_id(headers), lifecycle=self._guard.lifecycle)
+        visit = Visit(self._guard, self.action, self._template, exchange, send)
         try:
-            await self._answer(exchange, record.send)
+            await self._answer(exchange, visit)
         except asyncio.CancelledError:
-            record.status = record.status or _CLIENT_CLOSED
+            visit.status = visit.status or CLIENT_CLOSED
             raise
         finally:
-            record.log()
+            visit.end()
 
-    async def _answer(self, exchange: Exchange, send: Send) -> None:
+    async def _answer(self, exchange: Exchange, visit: Visit) -> None:
+        answer: Response | Events
         try:
-            for check in self._checks:
-                check(exchange.headers)
-            if (seconds := guard.timeout_s(exchange.headers)) is not None:
-                exchange.deadline = asyncio.get_running_loop().time() + seconds
+            visit.enter()
             answer = await self._handler(exchange)
+            self._check_asked(exchange, answer)
         except ClientGone:
             return
-        except MedportError as error:
-            answer = error_response(error)
         except Exception as fault:
-            answer = error_response(_unexpected(fault, exchange.request_id))
+            answer = _refusal(exchange, visit.error_of(fault), visit)
         if isinstance(answer, Events):
-            await _stream(exchange, answer, send)
+            await _stream(exchange, answer, visit)
         else:
-            await answer(exchange.scope, exchange.receive, send)
+            await _whole(exchange, answer, visit)
 
-
-def error_response(error: MedportError) -> Response:
-    """The envelope and status of an error."""
-    response = JSON(error_body(error), status_code=row_of(error).http)
-    if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
-    return response
+    def _check_asked(self, exchange: Exchange, answer: Response | Events) -> None:
+        # What metrics tell is about all endpoints; that is what the action says.
+        if self.action in (None, "metrics") or exchange.scope_checked:
+            return
+        if isinstance(answer, Events):
+            answer.close()
+        logger.error("%s answers without asking whether the key is for its endpoint", self._template)
+        raise ServerError("the answer was kept back: the route did not check the key's scope")
 
 
 async def unrouted(exchange: Exchange) -> Response:
@@ -175,87 +270,70 @@ async def http_error(request: Any, error: Exception) -> Response:
     return JSON(error_body(door_error), status_code=error.status_code, headers=error.headers)
 
 
-async def _stream(exchange: Exchange, events: Events, send: Send) -> None:
+def _refusal(exchange: Exchange, error: MedportError, visit: Visit) -> Response:
     try:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await _stream_events(exchange, events, send)
+        return exchange.render_error(error)
+    except Exception as fault:
+        return error_response(visit.error_of(fault))
+
+
+async def _whole(exchange: Exchange, answer: Response, visit: Visit) -> None:
+    try:
+        await visit.seal(bytes(answer.body), answer.status_code)
+    except MedportError as error:
+        answer = error_response(visit.error_of(error))
+    await answer(exchange.scope, exchange.receive, visit.send)
+
+
+async def _stream(exchange: Exchange, events: Events, visit: Visit) -> None:
+    try:
+        try:
+            visit.begin()
+        except MedportError as error:
+            refusal = error_response(visit.error_of(error))
+            await refusal(exchange.scope, exchange.receive, visit.send)
+            return
+        headers = [(b"content-type", events.media_type.encode()), (b"cache-control", b"no-store")]
+        await visit.send({"type": "http.response.start", "status": 200, "headers": headers})
+        await _stream_events(exchange, events, visit)
     finally:
         events.close()
 
 
-async def _stream_events(exchange: Exchange, events: Events, send: Send) -> None:
+async def _stream_events(exchange: Exchange, events: Events, visit: Visit) -> None:
     async def write() -> None:
         async with aclosing(events.values) as values:
             async for value in values:
-                data = sse.encode(orjson.dumps(value))
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                data = events.encode(value)
+                visit.hash(data)
+                await visit.send({"type": "http.response.body", "body": data, "more_body": True})
 
-    last = sse.encode(sse.DONE)
+    last = events.last or b""
     try:
         await exchange.attended(write())
     except ClientGone:
         return
-    except MedportError as error:
-        last = sse.encode(orjson.dumps(error_body(error)))
     except Exception as fault:
-        last = sse.encode(orjson.dumps(error_body(_unexpected(fault, exchange.request_id))))
-    await send({"type": "http.response.body", "body": last, "more_body": False})
-
-
-def _unexpected(fault: Exception, request_id: str) -> ServerError:
-    # The type and where it was raised; never its message, which may quote the request.
-    trace, place = fault.__traceback__, "?"
-    while trace is not None:
-        place = f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    logger.error("request %s: %s at %s", request_id, type(fault).__name__, place)
-    return ServerError(f"the server failed (request {request_id})", remedy="try again; if it lasts, see its log")
+        last = events.encode(error_body(visit.error_of(fault)))
+    try:
+        visit.hash(last)
+        visit.record(200)
+    except MedportError as error:
+        last = events.encode(error_body(visit.error_of(error)))
+    await visit.send({"type": "http.response.body", "body": last, "more_body": False})
 
 
 async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
-        if not task.done():
-            task.cancel()
+        task.cancel()
+    await asyncio.wait(tasks)
     for task in tasks:
-        with suppress(asyncio.CancelledError, Exception):
-            await task
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not complain that nobody did
 
 
-class _Record:
-    """Adds the standing headers to an answer, and writes its line into the access log."""
-
-    def __init__(self, method: str, template: str, exchange: Exchange, send: Send) -> None:
-        self.status = 0
-        self._method = method
-        self._template = template
-        self._exchange = exchange
-        self._send = send
-        self._started = time.monotonic()
-        self._sent_bytes = 0
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            for name, value in {
-                REQUEST_ID_HEADER: self._exchange.request_id,
-                **self._exchange.answer_headers,
-            }.items():
-                headers[name] = value
-        elif message["type"] == "http.response.body":
-            self._sent_bytes += len(message.get("body", b""))
-        await self._send(message)
-
-    def log(self) -> None:
-        declared = self._exchange.headers.get("content-length", "")
-        access.info(
-            "%s %s %d %.0f ms, in %s out %d bytes, request %s",
-            self._method,
-            self._template,
-            self.status or _CLIENT_CLOSED,
-            (time.monotonic() - self._started) * 1e3,
-            declared if declared.isdecimal() else "?",
-            self._sent_bytes,
-            self._exchange.request_id,
-        )
+async def _feed(digest: hmac.HMAC, data: bytes) -> None:
+    if len(data) < _LARGE:
+        digest.update(data)
+    else:
+        await asyncio.to_thread(digest.update, data)

@@ -1,22 +1,53 @@
-"""Who may come in, and how much they may bring: API key, body size, deadline, request id."""
+"""What stands at every door: who may come in, how much they may bring, how long they may take.
+
+Each route of the table names its action; ``None`` is open and stands for health alone. A key is checked by the
+door of the route itself, never by looking at a URL or a Host header.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import asyncio
 import math
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 
 import orjson
-from starlette.types import Receive
+from starlette.types import Message, Receive, Scope
 
-from medport.errors import AuthError, InputError, RequestTooLarge
+from medport.errors import InputError, RequestTooLarge
 from medport.wire.vertex import REQUEST_ID_HEADER, TIMEOUT_HEADER
+from medport_local.serving.audit import AuditLog
+from medport_local.serving.keys import ACTIONS, ANYONE, Action, KeyRing, Principal
+from medport_local.serving.lifecycle import Lifecycle
+from medport_local.serving.limits import Limiter
+from medport_local.serving.outcome import Observer
+
+__all__ = [
+    "ACTIONS",
+    "ANYONE",
+    "MAX_BODY_BYTES",
+    "MAX_HEAD_BYTES",
+    "Action",
+    "Guard",
+    "Headers",
+    "Principal",
+    "check_head",
+    "parse_json",
+    "read_body",
+    "request_id",
+    "timeout_s",
+]
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 """10 MiB: Vertex says 10 MB for a dedicated endpoint; what fits there fits here."""
+MAX_HEAD_BYTES = 32 * 1024
+"""Request line and headers. A Google token has 2 KiB at most, a traced request a few more."""
+STALL_S = 30.0
+"""A body that brings nothing for so long is given up."""
+MIN_BYTES_PER_S = 4096
+"""So is one that comes slower than this on the whole: a byte every few seconds is no caller, but an attack."""
 _DRAIN_BYTES = 8 * MAX_BODY_BYTES
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:~-]{1,128}")
 _MAX_TIMEOUT_S = 24 * 3600.0
@@ -25,27 +56,55 @@ Headers = Mapping[str, str]
 """Names in lower case."""
 
 
-class KeyCheck:
-    """Compares the caller's key with the server's in constant time. Without a server key everyone may come in."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class Guard:
+    """One server's keys, limits and witnesses. What is not given lets everything pass or sees nothing."""
 
-    def __init__(self, api_key: str | None) -> None:
-        # Hashes have one length, so that not even the key's length can be measured.
-        self._digest = hashlib.sha256(api_key.encode()).digest() if api_key else None
+    keys: KeyRing = field(default_factory=KeyRing)
+    limiter: Limiter = field(default_factory=Limiter)
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    audit: AuditLog | None = None
+    observers: tuple[Observer, ...] = ()
+    """Each is told of every request when it is over."""
 
-    def __call__(self, headers: Headers) -> None:
-        """Raise ``AuthError`` unless the key is right.
+    def admit(
+        self, headers: Headers, action: Action, endpoint: str | None
+    ) -> tuple[Principal, Callable[[], None]]:
+        """Let a request in. Cheap, and nothing is read of the body.
 
-        ``Authorization: Bearer KEY`` or ``x-goog-api-key: KEY``.
+        Returns:
+            who asks, and what to call when the request is over.
+
+        Raises:
+            NotReady: the server is stopping, or the audit log cannot be written.
+            AuthError: the key is missing, unknown or expired.
+            Forbidden: the key is not for this action or endpoint.
+            QuotaExceeded: the key has used up its rate, or all of its places.
         """
-        if self._digest is None:
-            return
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-goog-api-key", "")
-        if not hmac.compare_digest(hashlib.sha256(given.encode()).digest(), self._digest):
-            raise AuthError(
-                "the API key is wrong" if given else "this server wants an API key",
-                remedy="send it as: Authorization: Bearer KEY",
-            )
+        self.lifecycle.check()
+        principal = self.keys.identify(_token(headers))
+        principal.check_action(action)
+        if endpoint is not None:
+            principal.check_model(endpoint)
+        if action != "infer":
+            # Looking at resources is cheap and is done by clients on their own: it costs nobody their rate.
+            return principal, _nothing
+        if self.audit is not None:
+            self.audit.check()
+        return principal, self.limiter.enter(principal.name, principal.rate, principal.concurrent)
+
+
+def check_head(scope: Scope) -> None:
+    """Raise ``InputError`` if the request's line and headers are larger than any real client's.
+
+    uvicorn's own limit counts what is incomplete: a head that arrives in one piece passes it.
+    """
+    size = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+    size += sum(len(name) + len(value) for name, value in scope["headers"])
+    if size > MAX_HEAD_BYTES:
+        raise InputError(
+            f"the headers are over {MAX_HEAD_BYTES} bytes", field="headers", remedy="send the data in the body"
+        )
 
 
 def request_id(headers: Headers) -> str:
@@ -68,17 +127,29 @@ def timeout_s(headers: Headers) -> float | None:
     return seconds
 
 
-async def read_json(headers: Headers, receive: Receive, *, limit: int = MAX_BODY_BYTES) -> dict[str, object]:
-    """The request's body as a JSON object.
+def parse_json(data: bytes) -> dict[str, object]:
+    """Raise ``InputError`` unless ``data`` is a JSON object."""
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        body = None
+    if not isinstance(body, dict):
+        raise InputError("the body is not a JSON object", field="body", remedy="send application/json")
+    return body
+
+
+async def read_body(headers: Headers, receive: Receive, *, limit: int = MAX_BODY_BYTES) -> bytes:
+    """The request's body as it came.
 
     Raises:
         RequestTooLarge: it is over ``limit`` bytes, as declared or as counted.
-        InputError: it is compressed, cut, or no JSON object.
+        InputError: it is compressed, cut, or too slow.
     """
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise InputError("compressed bodies are not taken", field="Content-Encoding", remedy="send plain JSON")
     declared = headers.get("content-length", "")
-    size = int(declared) if declared.isdecimal() else 0
+    # Digits without end are a size as well, and int() refuses more than some thousand of them.
+    size = int(declared) if declared.isdecimal() and len(declared) < 20 else len(declared) and _DRAIN_BYTES + 1
     data: bytes | None = None
     if size <= limit:
         data = await _body(receive, limit)
@@ -88,13 +159,7 @@ async def read_json(headers: Headers, receive: Receive, *, limit: int = MAX_BODY
         raise RequestTooLarge(
             f"the request is over {limit} bytes", field="body", remedy="send fewer or smaller images"
         )
-    try:
-        body = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        body = None
-    if not isinstance(body, dict):
-        raise InputError("the body is not a JSON object", field="body", remedy="send application/json")
-    return body
+    return data
 
 
 async def _body(receive: Receive, limit: int) -> bytes | None:
@@ -105,8 +170,9 @@ async def _body(receive: Receive, limit: int) -> bytes | None:
     """
     chunks: list[bytes] = []
     size, more = 0, True
+    started = asyncio.get_running_loop().time()
     while more and size <= _DRAIN_BYTES:
-        message = await receive()
+        message = await _in_time(receive(), started + STALL_S + size / MIN_BYTES_PER_S)
         if message["type"] == "http.disconnect":
             raise InputError("the body ended early", field="body")
         chunk = message.get("body", b"")
@@ -117,3 +183,21 @@ async def _body(receive: Receive, limit: int) -> bytes | None:
         elif chunk:
             chunks.append(chunk)
     return b"".join(chunks) if size <= limit else None
+
+
+async def _in_time(message: Awaitable[Message], until: float) -> Message:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout_at(min(until, loop.time() + STALL_S)):
+            return await message
+    except TimeoutError:
+        raise InputError("the body came too slowly", field="body", remedy="send it without pauses") from None
+
+
+def _token(headers: Headers) -> str:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else headers.get("x-goog-api-key", "")
+
+
+def _nothing() -> None:
+    pass

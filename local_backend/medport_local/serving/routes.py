@@ -1,24 +1,38 @@
-"""The route table: path, handler, and whether a key is needed. Routing and the test of the keys both read it."""
+"""The route table: path, handler, what a key must be allowed. Routing, tests of the keys and OpenAPI read it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route as StarletteRoute
 
-from medport.errors import InputError, NotFound
+from medport.errors import MedportError, NotFound, Timeout
 from medport_local.engine.embedder import Embedder
-from medport_local.engine.engine import Engine
-from medport_local.serving import chat, embed
-from medport_local.serving.endpoints import Directory, Served
-from medport_local.serving.exchange import JSON, Door, Events, Exchange
-from medport_local.serving.guard import KeyCheck
+from medport_local.serving import container, openai, openapi
+from medport_local.serving.endpoints import SHARED, Directory, Served
+from medport_local.serving.exchange import JSON, Door, Events, Exchange, error_response
+from medport_local.serving.guard import Guard
+from medport_local.serving.keys import Action
+from medport_local.serving.lifecycle import Lifecycle
 
 _VERSIONS = ("v1", "v1beta1")
 _PARENT = "projects/{project}/locations/{location}"
+_ENDPOINT = f"{_PARENT}/endpoints/{{endpoint}}"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRoutes:
+    """Where Vertex's custom-container contract wants predictions and health."""
+
+    predict: str
+    health: str
+    lists: bool = False
+    """One instance is answered by a list too: a batch job would walk the keys of an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,71 +42,136 @@ class Route:
     method: Literal["GET", "POST"]
     path: str
     handler: Callable[[Exchange], Awaitable[Response | Events]]
-    needs_key: bool = True
+    action: Action | None
+    """What a key must be allowed to do; ``None``: open to everybody."""
+    operation: str
+    """Which operation of the OpenAPI document this is."""
 
 
 class Api:
     """The handlers, over the endpoints that are served."""
 
-    def __init__(self, served: Mapping[str, Served], directory: Directory) -> None:
+    def __init__(self, served: Mapping[str, Served], directory: Directory, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
         self._served = served
-        """By endpoint id."""
+        """By endpoint id; the first of a kind is the one that answers where none is named."""
         self._directory = directory
 
-    def table(self) -> tuple[Route, ...]:
-        """Every route there is."""
+    def table(self, own: ContainerRoutes | None = None) -> tuple[Route, ...]:
+        """Every route there is; with those of a container if it is to be one."""
         rows = [
-            Route("GET", "/health", self.health, needs_key=False),
-            Route("POST", "/v1/chat/completions", self.openai),
+            Route("GET", "/health", self.health, None, "health"),
+            Route("GET", "/health/ready", self.health, None, "health"),
+            Route("GET", "/health/live", self.live, None, "health"),
+            Route("GET", "/ping", self.health, None, "health"),
+            Route("GET", "/v1/models", self.models, "read", "listModels"),
+            Route("GET", "/v1/models/{model}", self.model, "read", "getModel"),
+            Route("POST", "/v1/chat/completions", self.openai_chat, "infer", "chat"),
+            Route("POST", "/v1/embeddings", self.openai_embeddings, "infer", "embeddings"),
         ]
         for version in _VERSIONS:
-            parent = f"/{version}/{_PARENT}"
+            parent, endpoint = f"/{version}/{_PARENT}", f"/{version}/{_ENDPOINT}"
             rows += [
-                Route("POST", f"{parent}/endpoints/{{endpoint}}:predict", self.predict),
-                Route("POST", f"{parent}/endpoints/{{endpoint}}/chat/completions", self.completions),
-                Route("GET", f"{parent}/endpoints", self.list_endpoints),
-                Route("GET", f"{parent}/endpoints/{{endpoint}}", self.get_endpoint),
-                Route("GET", f"{parent}/models/{{model}}@{{model_version}}", self.get_model),
-                Route("GET", f"{parent}/models/{{model}}", self.get_model),
+                Route("POST", f"{endpoint}:predict", self.predict, "infer", "predict"),
+                Route("POST", f"{endpoint}:rawPredict", self.raw_predict, "infer", "rawPredict"),
+                Route(
+                    "POST", f"{endpoint}:streamRawPredict", self.stream_raw_predict, "infer", "streamRawPredict"
+                ),
+                Route("POST", f"{endpoint}/chat/completions", self.completions, "infer", "chat"),
+                Route("GET", f"{parent}/endpoints", self.list_endpoints, "read", "listEndpoints"),
+                Route("GET", endpoint, self.get_endpoint, "read", "getEndpoint"),
+                Route("GET", f"{parent}/models/{{model}}@{{model_version}}", self.get_model, "read", "getVersion"),
+                Route("GET", f"{parent}/models/{{model}}", self.get_model, "read", "getModelResource"),
             ]
-        return tuple(rows)
+            methods: tuple[Literal["GET", "POST"], ...] = ("POST", "GET")
+            for method in methods:
+                rows += [
+                    Route(method, f"{endpoint}/invoke/{{path:path}}", self.invoke, "infer", "invoke"),
+                    Route(
+                        method,
+                        f"{endpoint}/deployedModels/{{deployed_model}}/invoke/{{path:path}}",
+                        self.invoke,
+                        "infer",
+                        "invoke",
+                    ),
+                ]
+        if own is not None:
+            rows += [
+                Route("POST", own.predict, self.own_predict, "infer", "containerPredict"),
+                Route("GET", own.health, self.health, None, "health"),
+            ]
+        return tuple({(row.method, row.path): row for row in rows}.values())
 
     async def health(self, exchange: Exchange) -> Response:
         """``ok`` while every engine takes requests, as the containers answer Vertex's probes."""
-        well = bool(self._served) and all(served.engine.healthy for served in self._served.values())
-        return PlainTextResponse("ok" if well else "not ok", status_code=200 if well else 503)
+        if not self._lifecycle.ready:
+            return container.health([])
+        return container.health(list(self._served.values()))
+
+    async def live(self, exchange: Exchange) -> Response:
+        """``ok`` as long as the process answers: whether to restart it, not whether to send it requests."""
+        return PlainTextResponse("ok")
 
     async def predict(self, exchange: Exchange) -> Response:
         served = self._endpoint(exchange)
-        body = await exchange.json()
-        instances = body.get("instances")
-        if not isinstance(instances, list):
-            raise InputError(
-                "No instances field in request.", field="instances", remedy="send a list of instances"
-            )
-        if body.get("parameters"):
-            raise InputError("parameters are not taken", field="parameters", remedy="put them into each instance")
-        if isinstance(served.engine, Embedder):
-            return await embed.predict(exchange, served, served.engine, instances)
-        return await chat.predict(exchange, served, served.engine, instances)
+        body = await exchange.json(limit=served.bounds.max_body_bytes)
+        return JSON(served.envelope(await container.predict(exchange, served, body)))
+
+    async def raw_predict(self, exchange: Exchange) -> Response | Events:
+        return await container.raw_predict(exchange, self._endpoint(exchange), streaming=False)
+
+    async def stream_raw_predict(self, exchange: Exchange) -> Response | Events:
+        return await container.raw_predict(exchange, self._endpoint(exchange), streaming=True)
 
     async def completions(self, exchange: Exchange) -> Response | Events:
-        served = self._endpoint(exchange)
-        if isinstance(served.engine, Embedder):
-            raise NotFound("this endpoint serves embeddings, not chat", remedy="POST to its :predict")
-        return await chat.completions(exchange, served, served.engine, await exchange.json())
+        return await container.completions(exchange, self._endpoint(exchange))
 
-    async def openai(self, exchange: Exchange) -> Response | Events:
-        """The bare OpenAI path: the one chat model there is."""
-        for served in self._served.values():
-            if not isinstance(served.engine, Embedder):
-                engine: Engine = served.engine
-                return await chat.completions(exchange, served, engine, await exchange.json())
-        raise NotFound("this server serves no chat model", remedy="start it with --snapshot medgemma=DIR")
+    async def invoke(self, exchange: Exchange) -> Response | Events:
+        served = self._endpoint(exchange)
+        wanted = exchange.path.get("deployed_model", served.deployed_model_id)
+        if wanted != served.deployed_model_id:
+            raise NotFound(
+                "there is no such deployed model",
+                field="deployedModel",
+                remedy=f"this endpoint has {served.deployed_model_id}",
+            )
+        if not served.bounds.invokes:
+            raise NotFound("invoke needs a dedicated endpoint", remedy="POST to :predict or :rawPredict")
+        return await container.invoked(exchange, served, exchange.path["path"])
+
+    async def own_predict(self, exchange: Exchange) -> Response | Events:
+        """A container's predict route: it has one model."""
+        return await container.raw_predict(exchange, self._entered(exchange, self._first()), streaming=True)
+
+    async def models(self, exchange: Exchange) -> Response:
+        exchange.permit_any()
+        allowed = {name: each for name, each in self._served.items() if exchange.may(name)}
+        return JSON(openai.models(allowed))
+
+    async def model(self, exchange: Exchange) -> Response:
+        served = self._served.get(exchange.path["model"])
+        if served is None:
+            raise NotFound("there is no such model", field="model", remedy="see /v1/models")
+        exchange.permit(served.endpoint_id)
+        return JSON(openai.model(served))
+
+    async def openai_chat(self, exchange: Exchange) -> Response | Events:
+        body = await exchange.json()
+        served = self._entered(exchange, openai.chosen(self._served, body.get("model"), "chat"))
+        return await container.chat_of(exchange, served, body)
+
+    async def openai_embeddings(self, exchange: Exchange) -> Response:
+        body = await exchange.json()
+        served = self._entered(exchange, openai.chosen(self._served, body.get("model"), "embeddings"))
+        assert isinstance(served.engine, Embedder)
+        return JSON(await openai.embeddings(exchange, served, served.engine, body))
 
     async def list_endpoints(self, exchange: Exchange) -> Response:
         path = exchange.path
-        return JSON(self._directory.endpoints(path["project"], path["location"]))
+        exchange.permit_any()  # of the list itself; each entry is asked for below
+        found = self._directory.endpoints(path["project"], path["location"])
+        exchange.permit_any()  # there may be none to ask about
+        return JSON({"endpoints": [each for each in found["endpoints"] if exchange.may(_id_of(each["name"]))]})
 
     async def get_endpoint(self, exchange: Exchange) -> Response:
         path = exchange.path
@@ -100,22 +179,49 @@ class Api:
 
     async def get_model(self, exchange: Exchange) -> Response:
         path = exchange.path
+        exchange.permit(path["model"])
         version = path.get("model_version")
         return JSON(self._directory.model(path["project"], path["location"], path["model"], version))
 
     def _endpoint(self, exchange: Exchange) -> Served:
         path = exchange.path
         self._directory.endpoint(path["project"], path["location"], path["endpoint"])  # NotFound if there is none
-        return self._served[path["endpoint"]]
+        return self._entered(exchange, self._served[path["endpoint"]])
+
+    def _entered(self, exchange: Exchange, served: Served) -> Served:
+        """The endpoint whose key, limits and names are a request's from now on."""
+        exchange.permit(served.endpoint_id)
+        exchange.bound(served.bounds.timeout_s)
+        if served.bounds is SHARED:
+            exchange.render_error = partial(_shared_error, exchange)
+        exchange.answer_headers.update(served.headers())
+        served.tell(exchange.facts)
+        return served
+
+    def _first(self) -> Served:
+        for served in self._served.values():
+            return served
+        raise NotFound("this server serves no model yet")
 
 
-def starlette_routes(table: tuple[Route, ...], key_check: KeyCheck) -> list[StarletteRoute]:
-    """The table for the router. The key is checked in front of each handler, never by looking at a URL."""
+def _shared_error(exchange: Exchange, error: MedportError) -> Response:
+    """The shared host's own word for what takes longer than it allows; not for a shorter wish of the caller."""
+    if isinstance(error, Timeout) and time.monotonic() - exchange.started >= SHARED.timeout_s:
+        said = {"code": 503, "message": "Took too long to respond when processing", "status": "UNAVAILABLE"}
+        return JSON({"error": said}, status_code=503)
+    return error_response(error)
+
+
+def _id_of(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def starlette_routes(table: tuple[Route, ...], guard: Guard) -> list[StarletteRoute]:
+    """The table for the router. Keys are checked in front of each handler, never by looking at a URL."""
+    rows = [*table]
+    # It describes itself too, so it is given the list that it joins.
+    rows.append(Route("GET", openapi.PATH, openapi.handler(rows), "read", "openapi"))
     return [
-        StarletteRoute(
-            row.path,
-            Door(row.path, row.handler, (key_check,) if row.needs_key else ()),
-            methods=[row.method],
-        )
-        for row in table
+        StarletteRoute(row.path, Door(row.path, row.handler, row.action, guard), methods=[row.method])
+        for row in rows
     ]

@@ -1,4 +1,4 @@
-"""The command line: ``medport chat | embed | classify | config | doctor | version | serve | demo``."""
+"""The command line: ``medport chat | embed | classify | config | doctor | version | serve | audit | keys …``."""
 
 from __future__ import annotations
 
@@ -57,10 +57,19 @@ app.add_typer(_config, name="config")
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(context: typer.Context) -> int:
     """Serve both models on this machine: medport serve --help."""
-    local = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    local.callback()(lambda: None)  # so that one command stays a command and does not become the whole app
-    _extras.load("medport_local.cli", extra="local").register(local)
-    return _run(local, ["serve", *context.args])
+    return _run_local("serve", context)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def audit(context: typer.Context) -> int:
+    """Check or read a server's audit log: medport audit --help."""
+    return _run_local("audit", context)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def keys(context: typer.Context) -> int:
+    """Make, list or revoke a server's API keys: medport keys --help."""
+    return _run_local("keys", context)
 
 
 @app.command(epilog="Example: medport demo --out out/demo")
@@ -96,6 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if code == EXIT_INTERRUPTED:
         output.note("interrupted")
     sys.exit(code)
+
+
+def _run_local(command: str, context: typer.Context) -> int:
+    local = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    local.callback()(lambda: None)  # so that one command stays a command and does not become the whole app
+    _extras.load("medport_local.cli", extra="local").register(local)
+    return _run(local, [command, *context.args])
 
 
 def _run(group: typer.Typer, arguments: list[str]) -> int:

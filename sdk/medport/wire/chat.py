@@ -16,13 +16,17 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from medport.errors import ProtocolError
-from medport.wire import Deferred
+from medport.wire import Deferred, Whole
 from medport.wire.vertex import error_in_body
 
 REQUEST_FORMAT = "chatCompletions"
 DEFAULT_MAX_TOKENS = 1024
 MAX_TOKENS_LIMIT = 131_072
 """No MedGemma has a longer context than 128 K tokens, so no answer can be longer (model card)."""
+
+MAX_CHOICES = 16
+"""The most answers to one prompt (``n``): each costs a sequence of its own."""
+MAX_TOP_LOGPROBS = 20
 
 Role = Literal["system", "user", "assistant"]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -71,7 +75,53 @@ class StreamOptions(Deferred):
     include_usage: bool = False
 
 
-class ChatRequest(Sampling):
+class TextFormat(Deferred):
+    type: Literal["text"]
+
+
+class JsonFormat(Deferred):
+    type: Literal["json_object"]
+
+
+class JsonSchema(Deferred):
+    """A named schema. ``strict`` is always so here: the answer cannot be anything else."""
+
+    name: str = ""
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class SchemaFormat(Deferred):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")]
+
+
+class Generation(Sampling):
+    """How tokens are chosen, with all that the serving containers take beyond ``Sampling``.
+
+    The server's side only: names and ranges are vLLM's and OpenAI's.
+    """
+
+    max_tokens: Annotated[Whole, Field(ge=1, le=MAX_TOKENS_LIMIT)] = DEFAULT_MAX_TOKENS
+    top_k: Annotated[Whole, Field(ge=-1, le=1_000_000)] = -1
+    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] = 1
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 1.0
+    min_tokens: Annotated[Whole, Field(ge=0, le=MAX_TOKENS_LIMIT)] = 0
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    stop_token_ids: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(max_length=64, default_factory=list)]
+
+
+class ChatRequest(Generation):
     """One chat request as the server reads it. Unknown keys are ignored, as the OpenAI form expects."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
@@ -80,6 +130,32 @@ class ChatRequest(Sampling):
     messages: Annotated[list[Message], Field(min_length=1)]
     stream: bool = False
     stream_options: StreamOptions | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
+    logit_bias: Annotated[
+        dict[
+            Annotated[str, Field(pattern=r"^\d{1,7}$")],
+            Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)],
+        ],
+        Field(max_length=1024, default_factory=dict),
+    ]
+    response_format: ResponseFormat | None = None
+
+
+class TopLogprob(Deferred):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(TopLogprob):
+    """One generated token: its text, its logprob (natural, of the model's own distribution), the likeliest."""
+
+    top_logprobs: list[TopLogprob] = Field(default_factory=list)
+
+
+class Logprobs(Deferred):
+    content: list[TokenLogprob] = Field(default_factory=list)
 
 
 class ReplyMessage(Deferred):
@@ -90,6 +166,7 @@ class ReplyMessage(Deferred):
 class Choice(Deferred):
     index: int = 0
     message: ReplyMessage
+    logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
 
 
@@ -121,6 +198,7 @@ class ChunkDelta(Deferred):
 class ChunkChoice(Deferred):
     index: int = 0
     delta: ChunkDelta
+    logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
 
 

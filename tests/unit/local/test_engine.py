@@ -12,11 +12,13 @@ import pytest
 import torch
 from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 
-from medport.errors import NotReady, QuotaExceeded, ServerError
+from medport.errors import InputError, NotReady, QuotaExceeded, ServerError
 from medport.wire.chat import ImagePart, ImageUrl, Message, TextPart
 from medport_local.engine.engine import TorchEngine
+from medport_local.engine.grammar import Matcher
 from medport_local.engine.loading import load_gemma
-from medport_local.engine.sequence import GenerationRequest, Sampling
+from medport_local.engine.schema import refused
+from medport_local.engine.sequence import Event, GenerationRequest, Sampling
 from medport_local.snapshot import open_snapshot
 
 NewEngine = Callable[..., TorchEngine]
@@ -176,6 +178,151 @@ def test_stop_string_ends_the_text_before_itself(new_engine: NewEngine) -> None:
 
     assert text == whole[: whole.index(word)]
     assert finish == "stop"
+
+
+async def events_of(engine: TorchEngine, asked: GenerationRequest) -> list[Event]:
+    return [event async for event in engine.submit(asked)]
+
+
+def test_logprobs_equal_transformers_on_the_same_tokens(
+    new_engine: NewEngine, oracle: Oracle, drawings: list
+) -> None:
+    engine = new_engine()
+    plain = request(engine, LONG, drawings[:1], max_tokens=20, ignore_eos=True)
+    options = {"temperature": 1.2, "seed": 5, "repetition_penalty": 1.3, "logprobs": 4, "ignore_eos": True}
+    asked = request(engine, LONG, drawings[:1], max_tokens=20, **options)
+
+    events = asyncio.run(events_of(engine, asked))
+
+    told = [token for event in events for token in event.tokens]
+    assert [len(event.tokens) for event in events] == [1] * 20
+    inputs = oracle.inputs(LONG, drawings[:1])
+    answer = torch.tensor([[each.token for each in told]])
+    length = inputs["input_ids"].shape[1]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["token_type_ids"] = torch.nn.functional.pad(inputs["token_type_ids"], (0, 20))
+    with torch.inference_mode():
+        logits = oracle.model(**inputs).logits[0, length - 1 : -1]
+    expected = logits.double().log_softmax(-1)
+    for each, row in zip(told, expected, strict=True):
+        values, tokens = row.topk(4)
+        assert each.logprob == pytest.approx(float(row[each.token]), abs=1e-5)
+        assert [value for *_, value in each.top] == pytest.approx(values.tolist(), abs=1e-5)
+        assert [token for token, *_ in each.top] == tokens.tolist()
+    assert not any(event.tokens for event in asyncio.run(events_of(engine, plain)))
+
+
+def test_pieces_of_the_logprobs_are_the_text(new_engine: NewEngine) -> None:
+    engine = new_engine()
+    asked = request(engine, LONG, max_tokens=60, temperature=1.0, seed=2, logprobs=2)
+
+    events = asyncio.run(events_of(engine, asked))
+
+    told = [token for event in events for token in event.tokens]
+    text = "".join(event.text for event in events)
+    assert b"".join(each.piece for each in told).decode("utf-8", "replace") == text
+    # An end token is counted and not told.
+    assert len(told) == events[-1].completion_tokens - (events[-1].finish_reason == "stop")
+    pieces = engine._pieces
+    assert all(piece == pieces[token] for each in told for token, piece, _ in each.top)
+
+
+def test_ignored_end_token_does_not_end(new_engine: NewEngine) -> None:
+    engine = new_engine()
+    ends = {"logit_bias": ((1, 100.0),), "max_tokens": 30}
+
+    ended = asyncio.run(text_of(engine, request(engine, QUESTION, **ends)))
+    ignored = asyncio.run(text_of(engine, request(engine, QUESTION, ignore_eos=True, **ends)))
+    shown = asyncio.run(
+        text_of(engine, request(engine, QUESTION, ignore_eos=True, skip_special_tokens=False, **ends))
+    )
+
+    assert ended == ("", "stop", 1)
+    assert ignored == ("", "length", 30)
+    assert shown == ("<eos>" * 30, "length", 30)
+
+
+def test_min_tokens_holds_back_end_tokens_and_stop_strings(new_engine: NewEngine) -> None:
+    engine = new_engine()
+    whole = asyncio.run(text_of(engine, request(engine, QUESTION, max_tokens=40)))[0]
+    options = {"max_tokens": 40, "stop": (whole[0],)}
+
+    at_once = asyncio.run(text_of(engine, request(engine, QUESTION, **options)))
+    later = asyncio.run(text_of(engine, request(engine, QUESTION, min_tokens=10, **options)))
+    biased = asyncio.run(
+        text_of(engine, request(engine, QUESTION, min_tokens=10, logit_bias=((106, 100.0),), max_tokens=40))
+    )
+
+    assert at_once[:2] == ("", "stop")
+    assert later[2] > 10
+    assert later[0].startswith(whole[0])
+    assert biased[1:] == ("stop", 11)
+
+
+def test_stop_token_ends_and_its_text_can_stay(new_engine: NewEngine) -> None:
+    engine = new_engine()
+    tokens = asyncio.run(tokens_of(engine, request(engine, QUESTION, max_tokens=12)))
+    last = next(t for i, t in enumerate(tokens) if i >= 4 and t not in tokens[:i] and t in range(115, 500))
+    count = tokens.index(last) + 1
+    options = {"stop_token_ids": (last,), "max_tokens": 12, "logprobs": 0}
+
+    without = asyncio.run(events_of(engine, request(engine, QUESTION, **options)))
+    with_it = asyncio.run(events_of(engine, request(engine, QUESTION, include_stop=True, **options)))
+
+    assert [len(without), len(with_it)] == [count, count]
+    assert without[-1].finish_reason == with_it[-1].finish_reason == "stop"
+    assert without[-1].tokens == ()
+    assert [each.token for each in with_it[-1].tokens] == [last]
+
+
+def test_options_together_are_reproducible(new_engine: NewEngine) -> None:
+    engine = new_engine()
+    options = {
+        "temperature": 1.1, "top_p": 0.95, "top_k": 50, "min_p": 0.001, "presence_penalty": 0.5, "logprobs": 3,
+        "frequency_penalty": 0.2, "repetition_penalty": 1.1, "logit_bias": ((150, 1.0),), "min_tokens": 5,
+    }  # fmt: skip
+    seeded = request(engine, QUESTION, seed=7, **options)
+    others = [request(engine, LONG, seed=i, **options) for i in range(4)]
+
+    async def crowded() -> list[list[Event]]:
+        return list(await asyncio.gather(*(events_of(engine, each) for each in (seeded, *others))))
+
+    alone = asyncio.run(events_of(engine, seeded))
+    beside = asyncio.run(crowded())[0]
+
+    assert [(e.text, e.finish_reason, [t.token for t in e.tokens]) for e in alone] == [
+        (e.text, e.finish_reason, [t.token for t in e.tokens]) for e in beside
+    ]
+
+
+def test_refused_choice_fails_its_request_alone(new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = new_engine()
+    assert engine.grammars is not None
+    grammar = engine.grammars.json_object()
+    monkeypatch.setattr(Matcher, "_check", _too_complex)
+
+    async def both() -> list[object]:
+        grammatical = request(engine, QUESTION, grammar=grammar)
+        return await asyncio.gather(
+            text_of(engine, grammatical), text_of(engine, request(engine, QUESTION)), return_exceptions=True
+        )
+
+    refused_one, answered = asyncio.run(both())
+
+    assert isinstance(refused_one, InputError)
+    assert isinstance(answered, tuple)
+    assert (engine.stats().failed, engine.stats().finished, engine.stats().held) == (1, 1, 0)
+
+
+def _too_complex(matcher: Matcher) -> None:
+    raise refused("became too complex", "simplify it")
+
+
+def test_engine_says_what_it_can(new_engine: NewEngine) -> None:
+    able = new_engine().capabilities
+
+    assert (able.images, able.seeds, able.logprobs, able.grammar) == (True, True, True, True)
 
 
 def test_cancelled_request_frees_its_memory_at_the_next_step(new_engine: NewEngine) -> None:

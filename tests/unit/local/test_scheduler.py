@@ -80,6 +80,8 @@ def test_sweep_takes_out_the_cancelled_and_gives_those_that_ran() -> None:
         ("medport_local", {"torch", "transformers", "starlette"}),
         ("medport_local.snapshot", {"torch", "transformers", "starlette"}),
         ("medport_local.engine.scheduler", {"torch", "transformers", "starlette"}),
+        ("medport_local.engine.grammar", {"torch", "transformers", "starlette", "llguidance"}),
+        ("medport_local.engine.schema", {"torch", "transformers", "starlette", "llguidance"}),
         ("medport_local.engine.detokenizer", {"torch", "transformers", "starlette"}),
         ("medport_local.control.resources", {"torch", "transformers", "starlette"}),
         ("medport_local.cli", {"torch", "transformers", "starlette"}),

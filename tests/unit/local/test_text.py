@@ -1,19 +1,16 @@
-"""Token ids → text, and logits → tokens."""
+"""Token ids → text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GemmaTokenizer
 
 from medport_local.engine.codecs import TextCodec
 from medport_local.engine.detokenizer import Detokenizer
-from medport_local.engine.sampler import Sampler, distribution
-from medport_local.engine.sequence import GenerationRequest, Sampling, Sequence
 
 
 @pytest.fixture(scope="module")
@@ -83,40 +80,26 @@ def test_what_could_become_a_stop_string_is_held_back() -> None:
     assert detokenizer.flush() == ""
 
 
-def row(number: int, **sampling: object) -> Sequence:
-    request = GenerationRequest(tokens=(1,), sampling=Sampling(max_tokens=1, **sampling))  # type: ignore[arg-type]
-    return Sequence(id=number, request=request, deliver=lambda event: None)
+def test_stop_string_can_stay_at_the_end() -> None:
+    detokenizer = Detokenizer([b"x", b"E", b"N", b"D", b"Dy"], ("END",), include_stop=True)
+
+    assert [detokenizer.feed(token) for token in (0, 1, 2, 4)] == ["x", "", "", "END"]
+    assert detokenizer.stopped
 
 
-def test_top_k_and_top_p_keep_the_likeliest() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+def test_stop_string_counts_only_once_it_may() -> None:
+    detokenizer = Detokenizer([b"a", b"b"], ("ab",))
 
-    def kept(**sampling: object) -> list[int]:
-        return distribution(logits, Sampling(max_tokens=1, temperature=1.0, **sampling))[1].tolist()  # type: ignore[arg-type]
+    texts = [detokenizer.feed(0, armed=False), detokenizer.feed(1, armed=False), detokenizer.feed(0, armed=False)]
 
-    assert kept() == [0, 1, 2, 3]
-    assert kept(top_k=2) == [0, 1]
-    assert kept(top_p=0.79) == [0, 1]
-    assert kept(top_p=0.81) == [0, 1, 2]
-    assert kept(top_p=1e-9) == [0]
+    assert texts == ["", "ab", ""]
+    assert detokenizer.feed(1) == ""
+    assert detokenizer.stopped
 
 
-def test_draws_follow_the_distribution() -> None:
-    sampler = Sampler()
-    logits = torch.tensor([[0.7, 0.2, 0.1]]).log()
-    drawn = row(1, temperature=1.0, seed=3)
+def test_control_tokens_are_seen_if_asked_for(codec: TextCodec) -> None:
+    ids = codec.encode("x<unused95>y<end_of_turn><pad>")
+    detokenizer = Detokenizer(codec.pieces(), special=codec.special_pieces())
 
-    counts = torch.bincount(torch.tensor([sampler.pick(logits, [drawn])[0] for _ in range(2000)]), minlength=3)
-
-    assert torch.allclose(counts / 2000, torch.tensor([0.7, 0.2, 0.1]), atol=0.04)
-
-
-def test_row_draws_the_same_whatever_stands_beside_it() -> None:
-    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-
-    alone, crowded = Sampler(), Sampler()
-    first = [alone.pick(logits[:1], [row(1, temperature=1.0, seed=9)])[0] for _ in range(9)]
-    others = [row(2, temperature=1.0, seed=1), row(3)]
-    second = [crowded.pick(logits, [row(1, temperature=1.0, seed=9), *others])[0] for _ in range(9)]
-
-    assert first == second
+    assert "".join(detokenizer.feed(i) for i in ids) == "x<unused95>y<end_of_turn><pad>"
+    assert Detokenizer(codec.pieces()).piece(ids[-1]) == b""
