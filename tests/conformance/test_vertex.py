@@ -119,8 +119,10 @@ def test_shared_endpoint_resource(shared: Endpoint) -> None:
 
 
 def test_shared_endpoint_answers_alike(shared: Endpoint, gemma: Endpoint) -> None:
-    """A shared endpoint is the same model."""
-    assert said(shared.predict(text())) == said(gemma.predict(text()))
+    """A shared endpoint is the same model; `predictions` is a list, as its protobuf message has it."""
+    (answer,) = shared.predict(text())
+    assert said(answer) == said(gemma.predict(text()))
+    assert said(shared.post(":rawPredict", {"instances": [text()]}).json()["predictions"]) == said(answer)
 
 
 def test_shared_body_limit(shared: Endpoint, gemma: Endpoint) -> None:

@@ -152,16 +152,8 @@ def read(values: object) -> Asked:
         schema = {"name": "guided_json", "schema": given.pop("guided_json")}
         given["response_format"] = {"type": "json_schema", "json_schema": schema}
     request = checked(ChatRequest, given)
-    check_together(request)
-    if request.top_logprobs and not request.logprobs:
-        raise InputError("needs logprobs: true", field="top_logprobs", remedy="set both, or neither")
+    request.check()
     return request
-
-
-def check_together(request: ChatRequest | RawRequest) -> None:
-    """What no field can check alone."""
-    if request.min_tokens > request.max_tokens:
-        raise InputError("is above max_tokens", field="min_tokens", remedy="lower it")
 
 
 def _refuse_unhonoured(given: dict[str, object]) -> None:

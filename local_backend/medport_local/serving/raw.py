@@ -76,8 +76,7 @@ def read(given: dict[str, object]) -> RawRequest:
     if isinstance(stop, str):
         given["stop"] = [stop] if stop else []
     request = checked(RawRequest, given)
-    if request.min_tokens > request.max_tokens:
-        raise InputError("is above max_tokens", field="min_tokens", remedy="lower it")
+    request.check()
     return request
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from medport.errors import ProtocolError
+from medport.errors import InputError, ProtocolError
 from medport.wire import Deferred, Whole
 from medport.wire.vertex import error_in_body
 
@@ -120,6 +120,15 @@ class Generation(Sampling):
     skip_special_tokens: bool = True
     stop_token_ids: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(max_length=64, default_factory=list)]
 
+    def check(self) -> None:
+        """What no field can check alone.
+
+        Raises:
+            InputError: names the field.
+        """
+        if self.min_tokens > self.max_tokens:
+            raise InputError("is above max_tokens", field="min_tokens", remedy="lower it")
+
 
 class ChatRequest(Generation):
     """One chat request as the server reads it. Unknown keys are ignored, as the OpenAI form expects."""
@@ -140,6 +149,11 @@ class ChatRequest(Generation):
         Field(max_length=1024, default_factory=dict),
     ]
     response_format: ResponseFormat | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise InputError("needs logprobs: true", field="top_logprobs", remedy="set both, or neither")
 
 
 class TopLogprob(Deferred):

@@ -123,13 +123,8 @@ class DicomChatRequest(Generation):
     add_generation_prompt: bool = True
 
     def check(self) -> None:
-        """What no field can check alone, and what is not honoured: silence would mislead.
-
-        Raises:
-            InputError: names the field.
-        """
-        if self.min_tokens > self.max_tokens:
-            raise InputError("is above max_tokens", field="min_tokens", remedy="lower it")
+        """What no field can check alone, and what is not honoured: silence would mislead."""
+        super().check()
         if self.best_of not in (1, self.n):
             raise InputError("is not supported by this server", field="best_of", remedy="leave it out")
         if self.truncate_prompt_tokens is not None:
