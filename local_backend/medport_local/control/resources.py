@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from medport.errors import ConfigError, NotFound
+from medport.errors import ConfigError, InputError, NotFound
 from medport.wire.vertex import Pins, model_from_pins
 from medport_local.snapshot import Family, Snapshot
 
@@ -102,10 +103,18 @@ class Resources:
         """
         return self._endpoint(self._find(project, location, "endpoint", endpoint))
 
-    def endpoints(self, project: str, location: str) -> dict[str, Any]:
-        """All Endpoints of a project and location; ``-`` stands for any."""
-        found = [each for each in self._deployed.values() if _fits(each, project, location)]
-        return {"endpoints": [self._endpoint(each) for each in found]}
+    def endpoints(self, project: str, location: str, wanted: str = "") -> dict[str, Any]:
+        """The Endpoints of a project and location; ``-`` stands for any.
+
+        Args:
+            wanted: a filter in Vertex's language: terms joined by ``AND``.
+
+        Raises:
+            InputError: the filter holds a term that is not known here. To ignore it would give too many.
+        """
+        terms = _terms(wanted)
+        shown = [self._endpoint(each) for each in self._deployed.values() if _fits(each, project, location)]
+        return {"endpoints": [each for each in shown if all(term(each) for term in terms)]}
 
     def model(self, project: str, location: str, model: str, version: str | None = None) -> dict[str, Any]:
         """One Model version; the only one if ``version`` is not given.
@@ -171,6 +180,41 @@ class Resources:
                 }
             ],
         }
+
+
+_TERM = re.compile(
+    r"""(?:(?P<key>endpoint|name|display_name|displayName|labels\.(?P<label>[a-z0-9_-]{1,63}))
+        \s*=\s*(?P<quote>["']?)(?P<value>[^"'\s]*)(?P=quote)
+        |labels[.:](?P<has>[a-z0-9_-]{1,63})(?::\*)?)""",
+    re.VERBOSE,
+)
+
+
+def _terms(wanted: str) -> list[Callable[[Mapping[str, Any]], bool]]:
+    """The conditions of a filter. Source: Vertex AI, REST reference, endpoints.list."""
+    parts = [part.strip() for part in re.split(r"\sAND\s", wanted)] if wanted.strip() else []
+    terms: list[Callable[[Mapping[str, Any]], bool]] = []
+    for part in parts:
+        found = _TERM.fullmatch(part)
+        if found is None:
+            raise InputError(
+                "holds a term that is not known here",
+                field="filter",
+                remedy='use display_name="X", endpoint="ID", labels.KEY="VALUE" or labels.KEY:*, joined by AND',
+            )
+        terms.append(_term(found))
+    return terms
+
+
+def _term(found: re.Match[str]) -> Callable[[Mapping[str, Any]], bool]:
+    value = found["value"]
+    if found["has"]:
+        return lambda shown: found["has"] in shown["labels"]
+    if found["label"]:
+        return lambda shown: shown["labels"].get(found["label"]) == value
+    if found["key"] in ("endpoint", "name"):
+        return lambda shown: value in (shown["name"], shown["name"].rpartition("/")[2])
+    return lambda shown: shown["displayName"] == value
 
 
 def check_location(location: str) -> None:

@@ -101,6 +101,10 @@ class TextCodec:
         return table
 
 
+MAX_TEXT = 65_536
+"""Characters that are looked at for MedSigLIP's 64 tokens; tokenising a text of megabytes takes seconds."""
+
+
 class SiglipTextCodec:
     """MedSigLIP's tokenizer. Text is pooled at the last position, so padding to the full length is part of it."""
 
@@ -111,7 +115,11 @@ class SiglipTextCodec:
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """int64 ``[texts, length]``."""
         encoded = self._tokenizer(
-            list(texts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+            [text[:MAX_TEXT] for text in texts],
+            padding="max_length",
+            max_length=self.length,
+            truncation=True,
+            return_tensors="pt",
         )
         ids: torch.Tensor = encoded["input_ids"]
         return ids

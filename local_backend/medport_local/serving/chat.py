@@ -18,6 +18,8 @@ from starlette.responses import Response
 from medport.errors import InputError, MedportError
 from medport.wire import checked
 from medport.wire.chat import (
+    MAX_BIASED_TOKENS,
+    MAX_MESSAGES,
     REQUEST_FORMAT,
     ChatChunk,
     ChatRequest,
@@ -38,6 +40,7 @@ from medport_local.serving.sources import codec_of, decoded, pixel_values, read_
 Asked: TypeAlias = ChatRequest | RawRequest
 
 MAX_INSTANCES = 16
+MAX_KEYS = 256
 
 # Keys that change the answer and are not honoured: any value but these is refused, for silence would mislead.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
@@ -120,7 +123,7 @@ async def stream(exchange: Exchange, served: Served, engine: Engine, request: As
     if isinstance(request, RawRequest):
         values = raw.chunks(pairs, request)
         return Events(
-            values, close=lambda: generate.cancel(engine, handles), media_type="application/json",
+            values, close=lambda: generate.cancel(engine, handles), media_type="application/octet-stream",
             encode=raw.encoded, last=None,
         )  # fmt: skip
     exchange.facts.prompt_tokens += len(job.tokens)
@@ -137,12 +140,15 @@ def read(values: object) -> Asked:
     """
     if not isinstance(values, Mapping):
         raise InputError("is not a JSON object")
+    check_size(values)
     given = {key: value for key, value in values.items() if value is not None}
     if given.pop("@requestFormat", REQUEST_FORMAT) != REQUEST_FORMAT:
         raise InputError(f"only {REQUEST_FORMAT} is served here", field="@requestFormat")
     if "prompt" in given and "messages" not in given:
         return raw.read(given)
     _refuse_unhonoured(given)
+    if given.get("stream") in ("true", "false"):  # so it stands in aiplatform's own example of invoke
+        given["stream"] = given["stream"] == "true"
     stop = given.get("stop")
     if isinstance(stop, str):
         given["stop"] = [stop] if stop else []
@@ -154,6 +160,17 @@ def read(values: object) -> Asked:
     request = checked(ChatRequest, given)
     request.check()
     return request
+
+
+def check_size(values: Mapping[str, object]) -> None:
+    """Refuse what no request needs before each item of it is looked at: that takes seconds of everybody's time."""
+    for field, value, most in (
+        (None, values, MAX_KEYS),
+        ("logit_bias", values.get("logit_bias"), MAX_BIASED_TOKENS),
+        ("messages", values.get("messages"), MAX_MESSAGES),
+    ):
+        if isinstance(value, Mapping | list) and len(value) > most:
+            raise InputError(f"has more than {most} entries", field=field, remedy="send fewer")
 
 
 def _refuse_unhonoured(given: dict[str, object]) -> None:

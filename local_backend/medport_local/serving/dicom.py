@@ -33,7 +33,7 @@ from medport.wire.dicom_chat import (
 from medport_local.engine.codecs import PixelValues
 from medport_local.engine.engine import Engine
 from medport_local.serving import generate, regions
-from medport_local.serving.chat import MAX_INSTANCES
+from medport_local.serving.chat import MAX_INSTANCES, check_size
 from medport_local.serving.endpoints import Served
 from medport_local.serving.exchange import Exchange
 from medport_local.serving.generate import Job
@@ -86,6 +86,7 @@ def _read(values: object, place: str | None) -> DicomChatRequest:
     if not isinstance(values, Mapping):
         raise InputError("is not a JSON object", field=place)
     try:
+        check_size(values)
         request = checked(DicomChatRequest, normalised(values))
         request.check()
     except InputError as error:

@@ -29,6 +29,7 @@ from medport_local.serving.exchange import Exchange
 from medport_local.serving.sources import decoded, pixel_values, read_url
 
 Body: TypeAlias = dict[str, object]
+MAX_KEYS = 64
 TOO_MANY: Code = "TOO_MANY_PATCHES_ERROR"
 _CODES = frozenset(get_args(Code))
 _UNREADABLE: dict[str, Code] = {
@@ -75,11 +76,16 @@ def _read(values: object, place: str) -> EmbedInstance:
     return instance
 
 
-def _without_nulls(values: object) -> object:
-    """Google's generated client leaves what is not set out, others write it as null."""
-    if not isinstance(values, dict):
+def _without_nulls(values: object, depth: int = 3) -> object:
+    """Google's generated client leaves what is not set out, others write it as null.
+
+    As deep as the schema goes: an instance, its image, and what the image holds.
+    """
+    if not isinstance(values, dict) or depth == 0:
         return values
-    return {key: _without_nulls(value) for key, value in values.items() if value is not None}
+    if len(values) > MAX_KEYS:
+        raise InputError(f"has more than {MAX_KEYS} keys", remedy="see the documentation for those that are known")
+    return {key: _without_nulls(value, depth - 1) for key, value in values.items() if value is not None}
 
 
 def _count(instance: EmbedInstance) -> int:

@@ -40,8 +40,8 @@ class Bounds:
     invokes: bool
     """Whether ``/invoke`` is let through."""
     repeated: bool
-    """Whether ``predictions`` must be a list. The shared host answers a protobuf message, PredictResponse, in which
-    the field is repeated: Google's generated client cannot read anything else there."""
+    """Whether ``predictions`` must be a list. The shared host answers a protobuf message, PredictResponse, whose
+    field is repeated: Google's generated client cannot read anything else there."""
 
 
 DEDICATED = Bounds(max_body_bytes=10 * 1024 * 1024, timeout_s=600.0, invokes=True, repeated=False)
@@ -122,5 +122,5 @@ class Directory(Protocol):
     """Finds endpoints and shows resources: the control plane, as serving sees it."""
 
     def endpoint(self, project: str, location: str, endpoint: str) -> Mapping[str, Any]: ...
-    def endpoints(self, project: str, location: str) -> Mapping[str, Any]: ...
+    def endpoints(self, project: str, location: str, wanted: str = "") -> Mapping[str, Any]: ...
     def model(self, project: str, location: str, model: str, version: str | None = None) -> Mapping[str, Any]: ...

@@ -42,6 +42,9 @@ __all__ = [
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 """10 MiB: Vertex says 10 MB for a dedicated endpoint; what fits there fits here."""
+MAX_COMMAS = 150_000
+"""In a body, those in texts included. The longest prompt has 128 K tokens; checking millions of list items would
+hold up everybody for seconds."""
 MAX_HEAD_BYTES = 32 * 1024
 """Request line and headers. A Google token has 2 KiB at most, a traced request a few more."""
 STALL_S = 30.0
@@ -128,7 +131,11 @@ def timeout_s(headers: Headers) -> float | None:
 
 
 def parse_json(data: bytes) -> dict[str, object]:
-    """Raise ``InputError`` unless ``data`` is a JSON object."""
+    """Raise ``InputError`` unless ``data`` is a JSON object of a size that can be looked at in good time."""
+    if data.count(b",") > MAX_COMMAS:
+        raise InputError(
+            f"the body has more than {MAX_COMMAS} entries", field="body", remedy="send several requests"
+        )
     try:
         body = orjson.loads(data)
     except orjson.JSONDecodeError:

@@ -79,6 +79,16 @@ def chosen(served: Mapping[str, Served], model: object, kind: Kind) -> Served:
     raise NotFound("this model is not served here", field="model", remedy=f"for {kind} there is: {known}")
 
 
+def error_response(error: MedportError) -> Response:
+    """Google's envelope, with what OpenAI's clients read of it: they show its message and hide the details."""
+    body = error_body(error)
+    said = str(type(error)(error.message, field=error.field))
+    body["error"] |= {"message": said, "type": row_of(error).reason, "param": error.field}
+    answer = JSON(body, status_code=row_of(error).http)
+    answer.headers.update(exchange.error_response(error).headers.items() & _RETRY)
+    return answer
+
+
 def models(served: Mapping[str, Served]) -> dict[str, object]:
     """Every endpoint as a model, with the snapshot behind it."""
     return {"object": "list", "data": [model(each) for each in served.values()]}

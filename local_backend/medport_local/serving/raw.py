@@ -41,7 +41,7 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 class MultiModalData(Deferred):
     model_config = ConfigDict(extra="forbid")
 
-    image: str | list[str]
+    image: str | Annotated[list[str], Field(max_length=1024)]
 
 
 class RawRequest(Generation):

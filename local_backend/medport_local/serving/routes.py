@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
+from urllib.parse import parse_qsl
 
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route as StarletteRoute
@@ -15,7 +16,7 @@ from medport.errors import MedportError, NotFound, Timeout
 from medport_local.engine.embedder import Embedder
 from medport_local.serving import container, openai, openapi
 from medport_local.serving.endpoints import SHARED, Directory, Served
-from medport_local.serving.exchange import JSON, Door, Events, Exchange, error_response
+from medport_local.serving.exchange import JSON, Door, Events, Exchange
 from medport_local.serving.guard import Guard
 from medport_local.serving.keys import Action
 from medport_local.serving.lifecycle import Lifecycle
@@ -115,7 +116,11 @@ class Api:
     async def predict(self, exchange: Exchange) -> Response:
         served = self._endpoint(exchange)
         body = await exchange.json(limit=served.bounds.max_body_bytes)
-        return JSON(served.envelope(await container.predict(exchange, served, body)))
+        answer = await container.predict(exchange, served, body)
+        if "$alt" in _query(exchange) and not isinstance(answer.get("predictions", []), list):
+            # Google's generated client reads a PredictResponse, whose predictions are a repeated field.
+            answer = {**answer, "predictions": [answer["predictions"]]}
+        return JSON(served.envelope(answer))
 
     async def raw_predict(self, exchange: Exchange) -> Response | Events:
         return await container.raw_predict(exchange, self._endpoint(exchange), streaming=False)
@@ -124,6 +129,7 @@ class Api:
         return await container.raw_predict(exchange, self._endpoint(exchange), streaming=True)
 
     async def completions(self, exchange: Exchange) -> Response | Events:
+        exchange.render_error = openai.error_response
         return await container.completions(exchange, self._endpoint(exchange))
 
     async def invoke(self, exchange: Exchange) -> Response | Events:
@@ -156,11 +162,13 @@ class Api:
         return JSON(openai.model(served))
 
     async def openai_chat(self, exchange: Exchange) -> Response | Events:
+        exchange.render_error = openai.error_response
         body = await exchange.json()
         served = self._entered(exchange, openai.chosen(self._served, body.get("model"), "chat"))
         return await container.chat_of(exchange, served, body)
 
     async def openai_embeddings(self, exchange: Exchange) -> Response:
+        exchange.render_error = openai.error_response
         body = await exchange.json()
         served = self._entered(exchange, openai.chosen(self._served, body.get("model"), "embeddings"))
         assert isinstance(served.engine, Embedder)
@@ -169,7 +177,7 @@ class Api:
     async def list_endpoints(self, exchange: Exchange) -> Response:
         path = exchange.path
         exchange.permit_any()  # of the list itself; each entry is asked for below
-        found = self._directory.endpoints(path["project"], path["location"])
+        found = self._directory.endpoints(path["project"], path["location"], _query(exchange).get("filter", ""))
         exchange.permit_any()  # there may be none to ask about
         return JSON({"endpoints": [each for each in found["endpoints"] if exchange.may(_id_of(each["name"]))]})
 
@@ -193,7 +201,7 @@ class Api:
         exchange.permit(served.endpoint_id)
         exchange.bound(served.bounds.timeout_s)
         if served.bounds is SHARED:
-            exchange.render_error = partial(_shared_error, exchange)
+            exchange.render_error = partial(_shared_error, exchange, exchange.render_error)
         exchange.answer_headers.update(served.headers())
         served.tell(exchange.facts)
         return served
@@ -204,12 +212,18 @@ class Api:
         raise NotFound("this server serves no model yet")
 
 
-def _shared_error(exchange: Exchange, error: MedportError) -> Response:
+def _shared_error(
+    exchange: Exchange, otherwise: Callable[[MedportError], Response], error: MedportError
+) -> Response:
     """The shared host's own word for what takes longer than it allows; not for a shorter wish of the caller."""
     if isinstance(error, Timeout) and time.monotonic() - exchange.started >= SHARED.timeout_s:
         said = {"code": 503, "message": "Took too long to respond when processing", "status": "UNAVAILABLE"}
         return JSON({"error": said}, status_code=503)
-    return error_response(error)
+    return otherwise(error)
+
+
+def _query(exchange: Exchange) -> dict[str, str]:
+    return dict(parse_qsl(exchange.scope["query_string"].decode("latin-1")))
 
 
 def _id_of(name: str) -> str:

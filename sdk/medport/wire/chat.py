@@ -27,6 +27,10 @@ MAX_TOKENS_LIMIT = 131_072
 MAX_CHOICES = 16
 """The most answers to one prompt (``n``): each costs a sequence of its own."""
 MAX_TOP_LOGPROBS = 20
+MAX_BIASED_TOKENS = 1024
+MAX_MESSAGES = 2048
+MAX_PARTS = 2048
+"""Of one message. A CT prompt of the published notebooks has 172."""
 
 Role = Literal["system", "user", "assistant"]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -68,7 +72,7 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 class Message(Deferred):
     role: Role
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(max_length=MAX_PARTS)]
 
 
 class StreamOptions(Deferred):
@@ -136,7 +140,7 @@ class ChatRequest(Generation):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
     model: str = ""
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: bool = False
@@ -146,7 +150,7 @@ class ChatRequest(Generation):
             Annotated[str, Field(pattern=r"^\d{1,7}$")],
             Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)],
         ],
-        Field(max_length=1024, default_factory=dict),
+        Field(max_length=MAX_BIASED_TOKENS, default_factory=dict),
     ]
     response_format: ResponseFormat | None = None
 

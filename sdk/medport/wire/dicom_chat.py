@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from medport.errors import InputError
 from medport.wire import Whole
-from medport.wire.chat import Generation
+from medport.wire.chat import MAX_MESSAGES, MAX_PARTS, MAX_TOKENS_LIMIT, Generation
 from medport.wire.regions import Credential, Region, Strict, check_level
 
 DEFAULT_MAX_TOKENS = 500
@@ -88,19 +88,19 @@ AssistantPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 
 class SystemMessage(Strict):
     role: Literal["system"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
     name: str | None = None
 
 
 class UserMessage(Strict):
     role: Literal["user"]
-    content: str | list[UserPart]
+    content: str | Annotated[list[UserPart], Field(max_length=MAX_PARTS)]
     name: str | None = None
 
 
 class AssistantMessage(Strict):
     role: Literal["assistant"]
-    content: str | list[AssistantPart] | None = None
+    content: str | Annotated[list[AssistantPart], Field(max_length=MAX_PARTS)] | None = None
     name: str | None = None
     refusal: str | None = None
 
@@ -114,9 +114,9 @@ class DicomChatRequest(Generation):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, populate_by_name=True)
 
     request_format: Annotated[Literal["chatCompletions"], Field(alias="@requestFormat")] = "chatCompletions"
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     model: str | None = None
-    max_tokens: Annotated[Whole, Field(ge=1)] = DEFAULT_MAX_TOKENS
+    max_tokens: Annotated[Whole, Field(ge=1, le=MAX_TOKENS_LIMIT)] = DEFAULT_MAX_TOKENS
     best_of: Annotated[Whole, Field(ge=1)] = 1
     spaces_between_special_tokens: bool = True
     truncate_prompt_tokens: Annotated[Whole, Field(ge=1)] | None = None

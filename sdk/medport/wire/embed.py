@@ -46,7 +46,7 @@ class EmbedImage(Region):
     input_bytes: str | None = None
     gcs_uri: Annotated[str, Field(pattern=r"^gs://[^/]+(/[^/]+)*/[^/]+\.[^/]+$", max_length=2048)] | None = None
     dicomweb_uri: Annotated[str, Field(pattern=r"^https?://.+/studies/.+$", max_length=2048)] | None = None
-    image_url: Annotated[str, Field(pattern=r"^(?i:https?)://.+$", max_length=8192)] | None = None
+    image_url: Annotated[str, Field(pattern=r"^[hH][tT][tT][pP][sS]?://.+$", max_length=8192)] | None = None
     access_credential: Credential | None = None
     radiology_dicom_window_level: WindowLevel | None = None
 

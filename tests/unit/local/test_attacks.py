@@ -237,3 +237,37 @@ def test_attack_10_error_holds_nothing_of_its_own_or_anothers_request(http: http
         answer = predict(http, body)
         assert answer.status_code == 400
         assert "Jane" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "instance"),
+    [
+        ("medgemma", {"messages": [1] * 2_000_000}),
+        ("medgemma", {"messages": [{"role": "user", "content": [{}] * 1_000_000}]}),
+        ("medgemma-dicom", {"messages": [{"role": "user", "content": [{}] * 1_000_000}]}),
+        ("medgemma", {"prompt": "x", "multi_modal_data": {"image": [""] * 1_000_000}}),
+        ("medgemma", {**chat(), "logit_bias": {f"x{i}": 1 for i in range(300_000)}}),
+        ("medgemma", {**chat(), **{f"x{i}": 1 for i in range(300_000)}}),
+        ("medsiglip", {"image": {f"x{i}": 1 for i in range(300_000)}}),
+        # Below the number of entries that a body may have: each form's own limit.
+        ("medgemma", {"messages": [1] * 100_000}),
+        ("medgemma", {"messages": [{"role": "user", "content": [{}] * 100_000}]}),
+        ("medgemma", {**chat(), "logit_bias": {f"x{i}": 1 for i in range(50_000)}}),
+        ("medsiglip", {"image": {f"x{i}": 1 for i in range(100_000)}}),
+    ],
+)
+def test_attack_3_lists_of_millions_are_refused_before_they_are_looked_at(
+    http: httpx.Client, endpoint: str, instance: object
+) -> None:
+    # Checked item by item the first of them took half a minute, in which nobody was served; the client waits 30 s.
+    answer = predict(http, instance, endpoint=endpoint)
+
+    assert answer.status_code == 400
+
+
+def test_attack_3_text_of_megabytes_is_cut_before_it_is_tokenised(http: httpx.Client) -> None:
+    long = {"text": "nodule " * 1_000_000}
+
+    short, cut = predict(http, {"text": "nodule " * 64}, long, endpoint="medsiglip").json()["predictions"]
+
+    assert short["embedding"] == cut["embedding"]
