@@ -28,6 +28,8 @@ from medport_local.engine.engine import Engine, EngineLimits, TorchEngine
 from medport_local.engine.loading import load_gemma, load_siglip
 from medport_local.serving import observe
 from medport_local.serving.audit import AuditLog
+from medport_local.serving.batch import Batches
+from medport_local.serving.batch_files import BatchFiles
 from medport_local.serving.endpoints import DEDICATED, SHARED, Dialect, Served, Threads
 from medport_local.serving.exchange import Door, http_error, unrouted
 from medport_local.serving.fetch import Fetcher
@@ -73,6 +75,8 @@ class Settings:
     embedder_limits: EmbedderLimits = field(default_factory=EmbedderLimits)
     allow_fetch: Sequence[str] = ()
     """Hosts, buckets and DICOM stores that images may be fetched from; see ``serving.fetch``. None by default."""
+    batch_dir: Path | None = None
+    """Where batch jobs may read and write beside buckets; nowhere by default."""
     container: ContainerRoutes | None = None
     """Be one model's custom container as well: predictions and health at these paths too."""
     dialects: tuple[Dialect, ...] = ("vllm", "dicom", "medsiglip")
@@ -131,7 +135,8 @@ def create_app(settings: Settings, *, tracer_provider: TracerProvider | None = N
     traces = Traces(tracer_provider) if tracer_provider is not None else None
     guard.observers = tuple(observer for observer in (metrics, traces) if observer is not None)
     fetcher = Fetcher(settings.allow_fetch)
-    api = Api(served, Resources(deployed, advertised=settings.advertised), guard.lifecycle)
+    batches = Batches(served, BatchFiles(fetcher, settings.batch_dir))
+    api = Api(served, Resources(deployed, advertised=settings.advertised), guard.lifecycle, batches)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -163,6 +168,7 @@ def create_app(settings: Settings, *, tracer_provider: TracerProvider | None = N
             guard.lifecycle.start()
             yield
         finally:
+            await batches.close()
             for engine in engines.values():
                 await asyncio.to_thread(engine.close)
             threads.decode.shutdown(wait=False, cancel_futures=True)

@@ -84,6 +84,9 @@ def serve(
             help="Where images may be fetched from: a host, gs://BUCKET, a DICOMweb store's URL. Repeatable.",
         ),
     ] = None,
+    batch_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where batch jobs may read and write, beside buckets.")
+    ] = None,
     allow_plain_http: Annotated[
         bool,
         typer.Option("--allow-plain-http", help="Listen beyond this machine without TLS or without an API key."),
@@ -132,6 +135,7 @@ def serve(
         advertised=netloc,
         device=device,
         allow_fetch=tuple(allow_fetch or ()),
+        batch_dir=batch_dir,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter("json" if log_format == "json" else "text"))

@@ -137,6 +137,10 @@ class Resources:
         since = _rfc3339(deployed.since)
         return model_from_pins(deployed.model_name, VERSION, pins) | {
             "versionAliases": ["default"],
+            # Google's client asks for these before it sends a deployment or a batch job.
+            "supportedDeploymentResourcesTypes": ["DEDICATED_RESOURCES"],
+            "supportedInputStorageFormats": ["jsonl"],
+            "supportedOutputStorageFormats": ["jsonl"],
             "createTime": since,
             "updateTime": since,
             "versionCreateTime": since,

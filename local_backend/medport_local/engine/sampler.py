@@ -107,8 +107,9 @@ class Sampler:
         shaped = row
         if state.matcher is not None:
             allowed = torch.from_numpy(state.matcher.allowed())  # bool [tokenizer's vocabulary]
-            shaped = torch.full_like(row, NEVER)
-            shaped[: len(allowed)] = row[: len(allowed)].masked_fill(~allowed, NEVER)
+            shaped = torch.where(allowed, row[: len(allowed)], NEVER)
+            if len(allowed) < len(row):  # a model's rows are padded to a round number
+                shaped = torch.cat([shaped, torch.full((len(row) - len(allowed),), NEVER)])
             if ends:
                 held_back = shaped.clone()
                 held_back[ends] = NEVER

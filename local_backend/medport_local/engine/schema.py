@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from medport.errors import InputError
@@ -28,6 +29,7 @@ MAX_TOTAL_WEIGHT = 20_000
 MAX_MEETING = 4
 """Patterns in a schema that can put several of them on one string."""
 MAX_MULTIPLE = 1_000
+"""Of ``multipleOf``, and of its digits read as an integer: so many states does it take."""
 
 _BESIDE = ("$ref", "anyOf", "oneOf")
 _COUNT = re.compile(r"\{(\d*),?(\d*)\}")
@@ -65,6 +67,7 @@ class _Survey:
 
     def __init__(self) -> None:
         self._patterns = 0
+        self._multiples = 0
         self._weight = 0
         self._can_meet = False
         self._nodes = 0
@@ -91,6 +94,10 @@ class _Survey:
                 f"combines {self._patterns} patterns and formats, and {MAX_MEETING} may be combined",
                 "put patterns on plain strings, without allOf and beside no $ref, anyOf or oneOf",
             )
+        if self._can_meet and self._multiples > 1:
+            raise refused(
+                "combines several multipleOf", "use one, or none with allOf, $ref, anyOf or oneOf beside it"
+            )
         if self._weight > MAX_TOTAL_WEIGHT:
             raise refused("has patterns that are too costly together", "use fewer or shorter ones")
 
@@ -104,9 +111,9 @@ class _Survey:
         reference = node.get("$ref")
         if isinstance(reference, str) and not reference.startswith("#"):
             raise refused("refers to another document", "bring it in under $defs")
-        multiple = node.get("multipleOf")
-        if isinstance(multiple, int | float) and not 1 / MAX_MULTIPLE <= multiple <= MAX_MULTIPLE:
-            raise refused(f"multipleOf is not from {1 / MAX_MULTIPLE} to {MAX_MULTIPLE}", "leave it out")
+        multiples = isinstance(node.get("multipleOf"), int | float)
+        if multiples:
+            self._multiple(node["multipleOf"])
         own = [node["pattern"]] if isinstance(node.get("pattern"), str) else []
         by_name = node.get("patternProperties")
         if isinstance(by_name, Mapping):
@@ -117,8 +124,14 @@ class _Survey:
             self._pattern(pattern)
         formats = isinstance(node.get("format"), str)
         self._patterns += formats
-        if "allOf" in node or ((own or formats) and any(key in node for key in _BESIDE)):
+        if "allOf" in node or ((own or formats or multiples) and any(key in node for key in _BESIDE)):
             self._can_meet = True
+
+    def _multiple(self, value: float) -> None:
+        digits = Decimal(str(value)).normalize().as_tuple().digits
+        if not (0 < value <= MAX_MULTIPLE) or int("".join(map(str, digits))) > MAX_MULTIPLE:
+            raise refused("has a multipleOf that is too costly", f"use a small one, {MAX_MULTIPLE} at most")
+        self._multiples += 1
 
     def _pattern(self, pattern: str) -> None:
         if _FLAGS.search(pattern):  # with x, blanks would hide what is repeated

@@ -32,8 +32,9 @@ from medport_local.engine.engine import Engine
 from medport_local.engine.sequence import Event, FinishReason
 from medport_local.serving import generate, raw
 from medport_local.serving.endpoints import Served
-from medport_local.serving.exchange import JSON, Events, Exchange
+from medport_local.serving.exchange import JSON, Events
 from medport_local.serving.generate import Job
+from medport_local.serving.outcome import Asking
 from medport_local.serving.raw import RawRequest
 from medport_local.serving.sources import codec_of, decoded, pixel_values, read_url
 
@@ -68,7 +69,7 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 
 
 async def predict(
-    exchange: Exchange, served: Served, engine: Engine, instances: Sequence[object]
+    exchange: Asking, served: Served, engine: Engine, instances: Sequence[object]
 ) -> dict[str, object]:
     """What the container answers to ``{"instances": […]}``: ``{"predictions": …}``.
 
@@ -99,7 +100,7 @@ async def predict(
 
 
 async def completions(
-    exchange: Exchange, served: Served, engine: Engine, body: Mapping[str, object], *, streaming: bool = True
+    exchange: Asking, served: Served, engine: Engine, body: Mapping[str, object], *, streaming: bool = True
 ) -> Response | Events:
     """Answer a bare OpenAI request, streaming if it says so."""
     request = read(body)
@@ -114,7 +115,7 @@ async def completions(
     return await stream(exchange, served, engine, request)
 
 
-async def stream(exchange: Exchange, served: Served, engine: Engine, request: Asked) -> Events:
+async def stream(exchange: Asking, served: Served, engine: Engine, request: Asked) -> Events:
     """Server-sent events for a chat; JSON values with a NUL after each for a raw prompt."""
     job = await exchange.attended(prepared(exchange, served, engine, request))
     # From here to the return nothing is awaited, so that no handle can get lost.
@@ -157,6 +158,7 @@ def read(values: object) -> Asked:
     if "guided_json" in given:  # vLLM's older spelling
         schema = {"name": "guided_json", "schema": given.pop("guided_json")}
         given["response_format"] = {"type": "json_schema", "json_schema": schema}
+    given["response_format"] = _named_schema(given.get("response_format"))
     request = checked(ChatRequest, given)
     request.check()
     return request
@@ -171,6 +173,18 @@ def check_size(values: Mapping[str, object]) -> None:
     ):
         if isinstance(value, Mapping | list) and len(value) > most:
             raise InputError(f"has more than {most} entries", field=field, remedy="send fewer")
+
+
+def _named_schema(wanted: object) -> object:
+    """A schema beside ``json_object``, where huggingface_hub ("value") and llama.cpp ("schema") put it.
+
+    To overlook it would give an answer of any other form.
+    """
+    if isinstance(wanted, Mapping) and wanted.get("type") == "json_object":
+        for key in ("schema", "value"):
+            if isinstance(wanted.get(key), Mapping):
+                return {"type": "json_schema", "json_schema": {"name": key, "schema": wanted[key]}}
+    return wanted
 
 
 def _refuse_unhonoured(given: dict[str, object]) -> None:
@@ -200,7 +214,7 @@ def inside(outer: str, inner: str | None) -> str | None:
 
 
 async def _answer_all(
-    exchange: Exchange, served: Served, engine: Engine, asked: Sequence[Asked]
+    exchange: Asking, served: Served, engine: Engine, asked: Sequence[Asked]
 ) -> list[dict[str, object]]:
     async def one(i: int) -> dict[str, object]:
         try:
@@ -218,7 +232,7 @@ async def _answer_all(
             task.cancel()
 
 
-async def _answer(exchange: Exchange, served: Served, engine: Engine, request: Asked) -> dict[str, object]:
+async def _answer(exchange: Asking, served: Served, engine: Engine, request: Asked) -> dict[str, object]:
     job = await prepared(exchange, served, engine, request)
     answers = await generate.written(engine, job, exchange.first_token)
     generate.tell(exchange.facts, job, answers)
@@ -228,7 +242,7 @@ async def _answer(exchange: Exchange, served: Served, engine: Engine, request: A
     return generate.dumped(generate.reply(served.model_display_name, job, answers))
 
 
-async def prepared(exchange: Exchange, served: Served, engine: Engine, request: Asked) -> Job:
+async def prepared(exchange: Asking, served: Served, engine: Engine, request: Asked) -> Job:
     """Fetch, decode and tokenise; the event loop serves others meanwhile."""
     urls = request.images() if isinstance(request, RawRequest) else engine.prompts.check(request.messages)
     images = await asyncio.gather(
@@ -238,14 +252,14 @@ async def prepared(exchange: Exchange, served: Served, engine: Engine, request: 
     return await served.threads.decoding(build, engine, request, images)
 
 
-async def _image(exchange: Exchange, served: Served, engine: Engine, url: str, field: str) -> PixelValues:
+async def _image(exchange: Asking, served: Served, engine: Engine, url: str, field: str) -> PixelValues:
     source = await read_url(served, url, field=field, deadline=exchange.deadline)
     codec = codec_of(engine)
     return await served.threads.decoding(lambda: pixel_values(codec, decoded(source, field=field)))
 
 
 async def _chunks(
-    exchange: Exchange,
+    exchange: Asking,
     pairs: AsyncGenerator[tuple[int, Event], None],
     request: ChatRequest,
     job: Job,

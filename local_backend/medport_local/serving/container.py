@@ -15,6 +15,7 @@ from medport_local.engine.engine import Engine
 from medport_local.serving import chat, dicom, embed, openai
 from medport_local.serving.endpoints import Served
 from medport_local.serving.exchange import JSON, Events, Exchange, error_response
+from medport_local.serving.outcome import Asking
 
 PREDICT_PATHS = frozenset(("predict", "generate", "infer"))
 HEALTH_PATHS = frozenset(("health", "ping"))
@@ -44,7 +45,7 @@ def health(served: list[Served]) -> Response:
     return PlainTextResponse("ok" if well else "not ok", status_code=200 if well else 503)
 
 
-async def predict(exchange: Exchange, served: Served, body: Mapping[str, object]) -> dict[str, object]:
+async def predict(exchange: Asking, served: Served, body: Mapping[str, object]) -> dict[str, object]:
     """The answer to ``{"instances": […]}`` at the predict route."""
     instances = body.get("instances")
     if not isinstance(instances, list):

@@ -35,8 +35,8 @@ from medport_local.engine.engine import Engine
 from medport_local.serving import generate, regions
 from medport_local.serving.chat import MAX_INSTANCES, check_size
 from medport_local.serving.endpoints import Served
-from medport_local.serving.exchange import Exchange
 from medport_local.serving.generate import Job
+from medport_local.serving.outcome import Asking
 from medport_local.serving.sources import codec_of, pixel_values, read_url
 
 MODEL_NAME = "placeholder"
@@ -56,7 +56,7 @@ class _View:
     caption: str | None = None
 
 
-async def predict(exchange: Exchange, served: Served, engine: Engine, instances: Sequence[object]) -> Body:
+async def predict(exchange: Asking, served: Served, engine: Engine, instances: Sequence[object]) -> Body:
     """What the container answers to ``{"instances": […]}``: one gives an object, several a list."""
     if len(instances) > MAX_INSTANCES:
         raise InputError(
@@ -73,7 +73,7 @@ async def predict(exchange: Exchange, served: Served, engine: Engine, instances:
     return {"predictions": answers if several or served.lists else answers[0]}
 
 
-async def bare(exchange: Exchange, served: Served, engine: Engine, body: Mapping[str, object]) -> Body:
+async def bare(exchange: Asking, served: Served, engine: Engine, body: Mapping[str, object]) -> Body:
     """What the container answers to a request that is not wrapped in ``instances``."""
     try:
         request = _read(body, None)
@@ -97,7 +97,7 @@ def _read(values: object, place: str | None) -> DicomChatRequest:
 
 
 async def _answers(
-    exchange: Exchange, served: Served, engine: Engine, asked: Sequence[DicomChatRequest]
+    exchange: Asking, served: Served, engine: Engine, asked: Sequence[DicomChatRequest]
 ) -> list[Body]:
     tasks = [asyncio.ensure_future(_answer(exchange, served, engine, request)) for request in asked]
     try:
@@ -107,7 +107,7 @@ async def _answers(
             task.cancel()
 
 
-async def _answer(exchange: Exchange, served: Served, engine: Engine, request: DicomChatRequest) -> Body:
+async def _answer(exchange: Asking, served: Served, engine: Engine, request: DicomChatRequest) -> Body:
     try:
         job = await _prepared(exchange, served, engine, request)
     except InputError as error:
@@ -117,7 +117,7 @@ async def _answer(exchange: Exchange, served: Served, engine: Engine, request: D
     return generate.dumped(generate.reply(MODEL_NAME, job, answers))
 
 
-async def _prepared(exchange: Exchange, served: Served, engine: Engine, request: DicomChatRequest) -> Job:
+async def _prepared(exchange: Asking, served: Served, engine: Engine, request: DicomChatRequest) -> Job:
     # Roles and texts first: what cannot be served at all should not make the server fetch a study.
     engine.prompts.check([_message(message, None) for message in request.messages])
     messages: list[wire.Message] = []
@@ -168,7 +168,7 @@ def _message(message: object, views: Sequence[Sequence[_View] | None] | None) ->
 
 
 async def _views(
-    exchange: Exchange, served: Served, engine: Engine, part: UserPart, field: str
+    exchange: Asking, served: Served, engine: Engine, part: UserPart, field: str
 ) -> list[_View] | None:
     """What the model sees of one content part; ``None`` for text."""
     region = region_of(part)
@@ -197,9 +197,7 @@ async def _views(
     return found
 
 
-async def _sources(
-    exchange: Exchange, served: Served, part: UserPart, field: str
-) -> tuple[list[bytes | str], bool]:
+async def _sources(exchange: Asking, served: Served, part: UserPart, field: str) -> tuple[list[bytes | str], bool]:
     """The files behind a content part, and whether their order is the caller's."""
     deadline = exchange.deadline
     if isinstance(part, ImageBytesPart):

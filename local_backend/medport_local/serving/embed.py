@@ -25,7 +25,7 @@ from medport_local.engine.codecs import ImageCodec, PixelValues
 from medport_local.engine.embedder import Embedder
 from medport_local.serving import regions
 from medport_local.serving.endpoints import Served
-from medport_local.serving.exchange import Exchange
+from medport_local.serving.outcome import Asking
 from medport_local.serving.sources import decoded, pixel_values, read_url
 
 Body: TypeAlias = dict[str, object]
@@ -51,7 +51,7 @@ class _View:
 _Input: TypeAlias = "list[_View] | str | ItemError"
 
 
-async def predict(exchange: Exchange, served: Served, embedder: Embedder, instances: Sequence[object]) -> Body:
+async def predict(exchange: Asking, served: Served, embedder: Embedder, instances: Sequence[object]) -> Body:
     """What the container answers to ``{"instances": [{"image": {…}} | {"text": …}, …]}``."""
     limit = embedder.limits.max_pending
     if len(instances) > limit:
@@ -94,7 +94,7 @@ def _count(instance: EmbedInstance) -> int:
 
 
 async def _predictions(
-    exchange: Exchange, served: Served, embedder: Embedder, instances: Sequence[EmbedInstance]
+    exchange: Asking, served: Served, embedder: Embedder, instances: Sequence[EmbedInstance]
 ) -> list[object]:
     inputs = await asyncio.gather(*(_input(exchange, served, embedder.images, each) for each in instances))
     images = [view.values for each in inputs if isinstance(each, list) for view in each]
@@ -124,7 +124,7 @@ def _standing(kind: str, embedder: Embedder) -> dict[str, object]:
     return {"input_type": kind, "model_temperature": embedder.logit_scale, "model_bias": embedder.logit_bias}
 
 
-async def _input(exchange: Exchange, served: Served, codec: ImageCodec, instance: EmbedInstance) -> _Input:
+async def _input(exchange: Asking, served: Served, codec: ImageCodec, instance: EmbedInstance) -> _Input:
     if instance.text is not None:
         return instance.text
     image = instance.image
@@ -136,7 +136,7 @@ async def _input(exchange: Exchange, served: Served, codec: ImageCodec, instance
         return ItemError(code=_code(error, image), description=str(error)[:1024])
 
 
-async def _source(exchange: Exchange, served: Served, image: EmbedImage) -> bytes | str:
+async def _source(exchange: Asking, served: Served, image: EmbedImage) -> bytes | str:
     deadline, credential = exchange.deadline, image.access_credential
     if image.input_bytes is not None:
         # By the one door for data URLs, which checks size and base64.
@@ -183,7 +183,7 @@ def _code(error: MedportError, image: EmbedImage) -> Code:
     return _UNREADABLE[_source_name(image)] if isinstance(error, ImageError) else "INVALID_REQUEST_FIELD_ERROR"
 
 
-async def texts(exchange: Exchange, embedder: Embedder, texts: Sequence[str]) -> list[npt.NDArray[np.float32]]:
+async def texts(exchange: Asking, embedder: Embedder, texts: Sequence[str]) -> list[npt.NDArray[np.float32]]:
     """One unit vector for each text, for the OpenAI path."""
     vectors = await exchange.attended(embedder.embed_texts(list(texts)))
     _tell(exchange, len(vectors))
@@ -191,7 +191,7 @@ async def texts(exchange: Exchange, embedder: Embedder, texts: Sequence[str]) ->
 
 
 async def images(
-    exchange: Exchange, served: Served, embedder: Embedder, urls: Sequence[str], field: str
+    exchange: Asking, served: Served, embedder: Embedder, urls: Sequence[str], field: str
 ) -> list[npt.NDArray[np.float32]]:
     """One unit vector for each image, by ``data:`` or other URL, for the OpenAI path."""
 
@@ -208,6 +208,6 @@ async def images(
     return vectors
 
 
-def _tell(exchange: Exchange, count: int) -> None:
+def _tell(exchange: Asking, count: int) -> None:
     exchange.facts.operation = "embeddings"
     exchange.facts.embeddings += count

@@ -39,13 +39,10 @@ class Bounds:
     timeout_s: float
     invokes: bool
     """Whether ``/invoke`` is let through."""
-    repeated: bool
-    """Whether ``predictions`` must be a list. The shared host answers a protobuf message, PredictResponse, whose
-    field is repeated: Google's generated client cannot read anything else there."""
 
 
-DEDICATED = Bounds(max_body_bytes=10 * 1024 * 1024, timeout_s=600.0, invokes=True, repeated=False)
-SHARED = Bounds(max_body_bytes=1536 * 1024, timeout_s=60.0, invokes=False, repeated=True)
+DEDICATED = Bounds(max_body_bytes=10 * 1024 * 1024, timeout_s=600.0, invokes=True)
+SHARED = Bounds(max_body_bytes=1536 * 1024, timeout_s=60.0, invokes=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +103,6 @@ class Served:
 
     def envelope(self, body: Mapping[str, object]) -> dict[str, object]:
         """Vertex's answer to ``:predict``: what the container said, and whose it is."""
-        predictions = body.get("predictions")
-        if self.bounds.repeated and isinstance(predictions, Mapping):
-            body = {**body, "predictions": [predictions]}
         return {
             **body,
             "deployedModelId": self.deployed_model_id,

@@ -16,13 +16,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field
+from starlette.responses import Response
 
-from medport.errors import InputError, NotFound
+from medport.errors import InputError, MedportError, NotFound, row_of
 from medport.wire import Deferred, Whole, checked
+from medport.wire.vertex import error_body
 from medport_local.engine.embedder import Embedder
 from medport_local.serving import embed
 from medport_local.serving.endpoints import Served
-from medport_local.serving.exchange import Exchange
+from medport_local.serving.exchange import JSON, Exchange
+from medport_local.serving.exchange import error_response as google_error
 
 _STAND_INS = frozenset(("", "dummy", "tgi", "default"))
 Kind = Literal["chat", "embeddings"]
@@ -80,13 +83,17 @@ def chosen(served: Mapping[str, Served], model: object, kind: Kind) -> Served:
 
 
 def error_response(error: MedportError) -> Response:
-    """Google's envelope, with what OpenAI's clients read of it: they show its message and hide the details."""
+    """Google's envelope, with what OpenAI's clients read of it: they show the message and hide the details."""
+    google = google_error(error)
     body = error_body(error)
-    said = str(type(error)(error.message, field=error.field))
-    body["error"] |= {"message": said, "type": row_of(error).reason, "param": error.field}
-    answer = JSON(body, status_code=row_of(error).http)
-    answer.headers.update(exchange.error_response(error).headers.items() & _RETRY)
-    return answer
+    named = error.field is None or error.field in error.message
+    body["error"] |= {
+        "message": error.message if named else f"{error.field}: {error.message}",
+        "type": row_of(error).reason,
+        "param": error.field,
+    }
+    retry = google.headers.get("Retry-After")
+    return JSON(body, status_code=google.status_code, headers={"Retry-After": retry} if retry else None)
 
 
 def models(served: Mapping[str, Served]) -> dict[str, object]:

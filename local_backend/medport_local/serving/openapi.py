@@ -31,6 +31,7 @@ from medport.wire.vertex import (
     ModelResource,
 )
 from medport_local.serving import chat, replies
+from medport_local.serving.batch import JobRequest
 from medport_local.serving.openai import EmbeddingsRequest
 from medport_local.serving.operations import (
     ASKING_THE_CONTAINER,
@@ -62,6 +63,7 @@ _REQUESTS: tuple[type[BaseModel], ...] = (
     DicomChatRequest,
     EmbedInstance,
     EmbeddingsRequest,
+    JobRequest,
 )
 _REPLIES: tuple[type[BaseModel], ...] = (
     ChatReply,
@@ -83,6 +85,10 @@ _REPLIES: tuple[type[BaseModel], ...] = (
     replies.ModelCard,
     replies.ModelCards,
     replies.EmbeddingsReply,
+    replies.BatchJob,
+    replies.BatchJobs,
+    replies.Empty,
+    replies.DoneOperation,
     replies.OpenApi,
 )
 

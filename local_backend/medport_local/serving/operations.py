@@ -97,6 +97,13 @@ OPERATIONS: Mapping[str, Operation] = {
         texts=(EVENTS,),
         container=True,
     ),
+    "createJob": Operation(
+        summary="Begin a batch prediction job", tag="vertex", body=("JobRequest",), reply=("BatchJob",)
+    ),
+    "listJobs": Operation(summary="The batch prediction jobs", tag="vertex", reply=("BatchJobs",)),
+    "getJob": Operation(summary="One batch prediction job", tag="vertex", reply=("BatchJob",)),
+    "cancelJob": Operation(summary="Stop a batch prediction job", tag="vertex", reply=("Empty",)),
+    "deleteJob": Operation(summary="Forget a job that is over", tag="vertex", reply=("DoneOperation",)),
     "listEndpoints": Operation(summary="All endpoints", tag="vertex", reply=("EndpointList",)),
     "getEndpoint": Operation(summary="One endpoint", tag="vertex", reply=("EndpointResource",)),
     "getModelResource": Operation(summary="A model, in its only version", tag="vertex", reply=("ModelResource",)),
@@ -128,6 +135,15 @@ EXAMPLES: Mapping[str, Json] = {
     "EmbedInstances": {
         "instances": [{"text": "a chest X-ray"}, {"image": {"input_bytes": _PIXEL.partition(",")[2]}}]
     },
+    "JobRequest": {
+        "displayName": "nightly",
+        "model": "projects/local/locations/europe-west4/models/medsiglip@1",
+        "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["gs://scans/rows.jsonl"]}},
+        "outputConfig": {
+            "predictionsFormat": "jsonl",
+            "gcsDestination": {"outputUriPrefix": "gs://scans/answers"},
+        },
+    },
     "EmbeddingsRequest": {"input": ["a chest X-ray", "a fundus photograph"]},
 }
 
@@ -137,6 +153,7 @@ PATH_PARAMETERS: Mapping[str, Json] = {
     "endpoint": {"description": "The endpoint's id; see the list of endpoints.", "example": "medgemma"},
     "model": {"description": "The model's id, which is its endpoint's.", "example": "medgemma"},
     "model_version": {"description": "The version's id or alias.", "example": "default"},
+    "job": {"description": "The batch prediction job's id.", "example": "1"},
     "deployed_model": {"description": "The deployed model's id; see the endpoint.", "example": "1234567890"},
 }
 INVOKED: Mapping[str, tuple[str, ...]] = {

@@ -5,9 +5,11 @@ None of it is content: names from our own tables, counts, times and digests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+T = TypeVar("T")
 
 Operation = Literal["chat", "text_completion", "embeddings"]
 """Names of OpenTelemetry's GenAI conventions."""
@@ -31,6 +33,26 @@ class Facts:
     completion_tokens: int = 0
     embeddings: int = 0
     finish_reasons: Sequence[str] = field(default_factory=list)
+
+
+class Asking(Protocol):
+    """What answering must know of who asks: a request at a connection, or a row of a batch job."""
+
+    facts: Facts
+    answer_headers: dict[str, str]
+
+    @property
+    def deadline(self) -> float | None:
+        """In ``time.monotonic()``."""
+        ...
+
+    async def attended(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await ``work`` while somebody waits for it."""
+        ...
+
+    def first_token(self) -> None:
+        """Note that the answer begins."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -161,3 +161,56 @@ class OpenApi(Deferred):
     openapi: str
     info: dict[str, Any]
     paths: dict[str, Any]
+
+
+class CompletionStats(Deferred):
+    """Counts of rows, as text: that is how protobuf writes 64 bits."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    successful_count: str
+    failed_count: str
+    incomplete_count: str
+
+
+class OutputInfo(Deferred):
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    gcs_output_directory: str
+
+
+class BatchJob(Deferred):
+    """A BatchPredictionJob; what was asked for comes back as it was."""
+
+    model_config = ConfigDict(alias_generator=to_camel, extra="allow")
+
+    name: str
+    display_name: str
+    state: str
+    create_time: str
+    update_time: str
+    start_time: str | None = None
+    end_time: str | None = None
+    model_version_id: str
+    completion_stats: CompletionStats
+    output_info: OutputInfo | None = None
+    error: dict[str, Any] | None = None
+
+
+class BatchJobs(Deferred):
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    batch_prediction_jobs: list[BatchJob]
+
+
+class Empty(Deferred):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DoneOperation(Deferred):
+    """A long-running operation that is over."""
+
+    name: str
+    metadata: dict[str, Any]
+    done: Literal[True]
+    response: dict[str, Any]

@@ -15,6 +15,7 @@ from starlette.routing import Route as StarletteRoute
 from medport.errors import MedportError, NotFound, Timeout
 from medport_local.engine.embedder import Embedder
 from medport_local.serving import container, openai, openapi
+from medport_local.serving.batch import Batches, Job
 from medport_local.serving.endpoints import SHARED, Directory, Served
 from medport_local.serving.exchange import JSON, Door, Events, Exchange
 from medport_local.serving.guard import Guard
@@ -40,7 +41,7 @@ class ContainerRoutes:
 class Route:
     """One row of the table."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     handler: Callable[[Exchange], Awaitable[Response | Events]]
     action: Action | None
@@ -52,8 +53,11 @@ class Route:
 class Api:
     """The handlers, over the endpoints that are served."""
 
-    def __init__(self, served: Mapping[str, Served], directory: Directory, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, served: Mapping[str, Served], directory: Directory, lifecycle: Lifecycle, batches: Batches
+    ) -> None:
         self._lifecycle = lifecycle
+        self._batches = batches
         self._served = served
         """By endpoint id; the first of a kind is the one that answers where none is named."""
         self._directory = directory
@@ -83,6 +87,14 @@ class Api:
                 Route("GET", endpoint, self.get_endpoint, "read", "getEndpoint"),
                 Route("GET", f"{parent}/models/{{model}}@{{model_version}}", self.get_model, "read", "getVersion"),
                 Route("GET", f"{parent}/models/{{model}}", self.get_model, "read", "getModelResource"),
+            ]
+            jobs = f"{parent}/batchPredictionJobs"
+            rows += [
+                Route("POST", jobs, self.create_job, "infer", "createJob"),
+                Route("GET", jobs, self.list_jobs, "infer", "listJobs"),
+                Route("GET", f"{jobs}/{{job}}", self.get_job, "infer", "getJob"),
+                Route("POST", f"{jobs}/{{job}}:cancel", self.cancel_job, "infer", "cancelJob"),
+                Route("DELETE", f"{jobs}/{{job}}", self.delete_job, "infer", "deleteJob"),
             ]
             methods: tuple[Literal["GET", "POST"], ...] = ("POST", "GET")
             for method in methods:
@@ -191,6 +203,47 @@ class Api:
         version = path.get("model_version")
         return JSON(self._directory.model(path["project"], path["location"], path["model"], version))
 
+    async def create_job(self, exchange: Exchange) -> Response:
+        """A batch prediction job; it is answered at once and runs on."""
+        job = self._batches.read(await exchange.json(), _parent(exchange))
+        exchange.permit(job.served.endpoint_id)
+        job.served.tell(exchange.facts)  # so that the audit log has who asked which model for a job
+        self._batches.start(job)
+        return JSON(job.resource())
+
+    async def list_jobs(self, exchange: Exchange) -> Response:
+        exchange.permit_any()
+        jobs = [job for job in self._batches.all(_parent(exchange)) if exchange.may(job.served.endpoint_id)]
+        return JSON({"batchPredictionJobs": [job.resource() for job in jobs]})
+
+    async def get_job(self, exchange: Exchange) -> Response:
+        return JSON(self._job(exchange).resource())
+
+    async def cancel_job(self, exchange: Exchange) -> Response:
+        self._batches.cancel(self._job(exchange))
+        return JSON({})
+
+    async def delete_job(self, exchange: Exchange) -> Response:
+        """Answers an operation that is done, as Vertex answers every deletion."""
+        job = self._job(exchange)
+        self._batches.delete(job)
+        version = "v1beta1" if exchange.scope["path"].startswith("/v1beta1/") else "v1"
+        kind = f"type.googleapis.com/google.cloud.aiplatform.{version}.DeleteOperationMetadata"
+        return JSON(
+            {
+                "name": f"{job.name}/operations/{job.id}",
+                "metadata": {"@type": kind, "genericMetadata": {}},
+                "done": True,
+                "response": {"@type": "type.googleapis.com/google.protobuf.Empty"},
+            }
+        )
+
+    def _job(self, exchange: Exchange) -> Job:
+        exchange.permit_any()  # to learn that there is no such job; whose it is, is asked next
+        job = self._batches.find(_parent(exchange), exchange.path["job"])
+        exchange.permit(job.served.endpoint_id)
+        return job
+
     def _endpoint(self, exchange: Exchange) -> Served:
         path = exchange.path
         self._directory.endpoint(path["project"], path["location"], path["endpoint"])  # NotFound if there is none
@@ -224,6 +277,10 @@ def _shared_error(
 
 def _query(exchange: Exchange) -> dict[str, str]:
     return dict(parse_qsl(exchange.scope["query_string"].decode("latin-1")))
+
+
+def _parent(exchange: Exchange) -> str:
+    return f"projects/{exchange.path['project']}/locations/{exchange.path['location']}"
 
 
 def _id_of(name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from transformers import GemmaTokenizer
 
 from medport.errors import InputError
@@ -20,8 +21,9 @@ from medport_local.engine.codecs import TextCodec
 from medport_local.engine.engine import EngineLimits, TorchEngine
 from medport_local.engine.grammar import KEPT, Grammar, Grammars
 from medport_local.engine.loading import load_gemma
+from medport_local.engine.sampler import Choice, Sampler
 from medport_local.engine.schema import FIELD, MAX_BYTES, MAX_DEPTH, _weight
-from medport_local.engine.sequence import GenerationRequest, Sampling
+from medport_local.engine.sequence import GenerationRequest, Sampling, Sequence
 from medport_local.phantom import weights_dir
 from medport_local.snapshot import Snapshot, open_snapshot
 
@@ -210,6 +212,22 @@ def test_end_token_is_allowed_only_where_the_answer_is_complete(codec: TextCodec
     assert matcher.finished
 
 
+@pytest.mark.parametrize("padding", [0, 1, 63])
+def test_rows_wider_than_the_vocabulary_are_masked_to_their_end(
+    codec: TextCodec, grammars: Grammars, padding: int
+) -> None:
+    logits = torch.zeros(1, len(codec.pieces()) + padding)
+    logits[0, len(codec.pieces()) :] = 50.0
+    sampler = Sampler(frozenset({1, 106}))
+    request = GenerationRequest(tokens=(2,), sampling=Sampling(max_tokens=9, grammar=grammars.json_object()))
+    sequence = Sequence(id=1, request=request, deliver=lambda event: None)
+
+    (choice,) = sampler.pick(logits, [sequence])
+
+    assert isinstance(choice, Choice)
+    assert codec.pieces()[choice.token].startswith(b"{")
+
+
 def test_control_tokens_are_never_allowed(codec: TextCodec, grammars: Grammars) -> None:
     matcher = grammars.json_schema({"type": "string"}).start()
     matcher.accept(codec.encode('"')[0])
@@ -337,7 +355,11 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
                    for i in range(9)]}, "cannot be used",
     ),
     "multiple": ({"type": "integer", "multipleOf": 999_983}, "multipleOf"),
-    "multiples": ({"allOf": [{"type": "integer", "multipleOf": p} for p in (997, 991, 983)]}, "cannot be used"),
+    "multiple of many digits": ({"type": "number", "multipleOf": 999.999}, "multipleOf"),
+    "multiple of nothing": ({"type": "number", "multipleOf": 0}, "multipleOf"),
+    "multiple that is no number": ({"type": "number", "multipleOf": float("nan")}, "multipleOf"),
+    "endless multiple": ({"type": "number", "multipleOf": float("inf")}, "multipleOf"),
+    "multiples": ({"allOf": [{"type": "integer", "multipleOf": p} for p in (97, 89, 83)]}, "several multipleOf"),
     "contradiction": ({"type": "integer", "minimum": 5, "maximum": 4}, "cannot be used"),
     "nothing": ({"enum": []}, "cannot be used"),
     "unknown type": ({"type": "CANARY"}, "cannot be used"),

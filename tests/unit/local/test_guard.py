@@ -30,6 +30,7 @@ ROOT_KEY = "a-root-key-of-some-length"
 PARAMETERS = {
     "project": "local", "location": "europe-west4", "endpoint": "medgemma", "model": "medgemma",
     "model_version": "1", "deployed_model": "1", "path": "v1/chat/completions",
+    "job": "1",
 }  # fmt: skip
 CHAT = {"model": "", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 BODY = {**CHAT, "instances": [CHAT], "input": "hello"}
@@ -165,7 +166,7 @@ def test_key_for_another_model_is_refused_on_every_route_that_is_about_a_model(
     server: LocalServer, made_keys: dict[str, str]
 ) -> None:
     for method, path, _ in table(server):
-        if path in OPEN | ABOUT_NO_MODEL:
+        if path in OPEN | ABOUT_NO_MODEL or "batchPredictionJobs" in path:  # jobs: see the next test
             continue
         answer = ask(server, method, path, made_keys["stranger"])
         if answer.status_code == 200:  # a list, out of which all is left
@@ -173,6 +174,23 @@ def test_key_for_another_model_is_refused_on_every_route_that_is_about_a_model(
             assert not any(values for values in answer.json().values() if isinstance(values, list)), path
         else:
             assert answer.status_code == 403, path
+
+
+def test_job_is_for_the_keys_of_its_model(server: LocalServer, made_keys: dict[str, str]) -> None:
+    root = "/v1/projects/local/locations/europe-west4"
+    job = {
+        "displayName": "a job",
+        "model": f"{root[4:]}/models/medgemma@1",
+        "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["gs://none/rows.jsonl"]}},
+        "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "gs://none/out"}},
+    }
+    with server.client(ROOT_KEY) as root_client, server.client(made_keys["stranger"]) as stranger:
+        made = root_client.post(f"{root}/batchPredictionJobs", json=job).json()
+
+        assert stranger.post(f"{root}/batchPredictionJobs", json=job).status_code == 403
+        for method, path in (("GET", made["name"]), ("POST", f"{made['name']}:cancel"), ("DELETE", made["name"])):
+            assert stranger.request(method, f"/v1/{path}").status_code == 403
+        assert stranger.get(f"{root}/batchPredictionJobs").json() == {"batchPredictionJobs": []}
 
 
 def test_key_for_one_model_answers_for_that_one(server: LocalServer, made_keys: dict[str, str]) -> None:

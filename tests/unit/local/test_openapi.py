@@ -112,7 +112,7 @@ def test_every_operation_says_what_it_takes_answers_and_needs(document: dict[str
         assert bool(operation["security"]) != open_to_all
         if not open_to_all:
             assert {"400", "401", "403", "404", "503"} <= answers.keys()
-        if method == "post":
+        if method == "post" and not operation["operationId"].startswith("cancel"):
             assert operation["requestBody"]["content"]["application/json"]["schema"]
             assert refusals <= answers.keys()
         named = {each["name"] for each in operation["parameters"] if "name" in each}
@@ -151,7 +151,7 @@ def test_streams_are_named_with_their_events(document: dict[str, Any]) -> None:
 def test_server_takes_every_example_of_its_document(http: httpx.Client, document: dict[str, Any]) -> None:
     tried = 0
     for path, method, operation in operations(document):
-        if method != "post" or "{path}" in path:
+        if method != "post" or "{path}" in path or "requestBody" not in operation:
             continue
         for name, example in operation["requestBody"]["content"]["application/json"]["examples"].items():
             endpoint = ENDPOINT_OF.get(name, "medgemma")
