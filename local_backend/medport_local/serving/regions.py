@@ -61,6 +61,8 @@ def chat_images(
         if modalities <= VOLUMES and len(modalities) == 1:
             yield from _volume(files, ordered=ordered, field=field, most=most, notes=notes)
             return
+    if len(files) > 1 and not ordered and all(map(is_slide, files)):
+        files = [_level_of_series(files, region, side_px, field)]
     for i, data in enumerate(files):
         place = f"{field}[{i}]" if len(files) > 1 else field
         for image, _ in _parts(data, region, side_px=side_px, field=place):
@@ -163,6 +165,18 @@ def _cut(
 
 def _as_it_is(image: Image) -> Image:
     return image
+
+
+def _level_of_series(files: Sequence[bytes], region: Region, side_px: int, field: str) -> bytes:
+    """Of a slide's series, an object for each level: the largest for patches, else the smallest that will do."""
+    sizes: list[tuple[int, int]] = []
+    for data in files:
+        with open_slide(data, field=field, limits=IMAGE_LIMITS) as slide:
+            sizes.append(slide.levels[0])
+    by_size = sorted(range(len(files)), key=lambda i: sizes[i][0] * sizes[i][1])
+    if not _is_whole(region):
+        return files[by_size[-1]]
+    return files[next((i for i in by_size if max(sizes[i]) >= side_px), by_size[-1])]
 
 
 def _volume(

@@ -9,6 +9,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 from support.dicomweb import pydicom_file
+from support.slides import picture, pyramid, whole_slide
 
 from medport.errors import InputError
 from medport.images import Image
@@ -104,3 +105,31 @@ def test_level_of_a_picture_is_not_found() -> None:
         list(embed_images(pydicom_file("CT_small.dcm"), region, side_px=32, window=None, field="image"))
 
     assert caught.value.code == "LEVEL_NOT_FOUND_ERROR"
+
+
+def test_series_of_a_slide_gives_one_level() -> None:
+    base = picture(512, 384)
+    levels = [
+        whole_slide(np.ascontiguousarray(base[::step, ::step]), SOPInstanceUID=f"1.2.3.{step}")
+        for step in (4, 1, 8)
+    ]
+
+    ((whole, _),), _ = seen(levels)
+    patches, _ = seen(levels, Region(patch_coordinates_list=[Patch(x_origin=100, y_origin=200)]))
+
+    assert whole.pixels.shape[:2] == (48, 64)  # the smallest that fills the input of 32
+    assert np.array_equal(patches[0][0].pixels, base[200:232, 100:132])
+
+
+def test_level_of_a_tiff_slide_is_where_patches_are_cut() -> None:
+    base = picture(1600, 1200)
+    slide = pyramid(base)
+    region = Region(
+        openslide_pyramid_level=PyramidLevel(index=1),
+        patch_coordinates_list=[Patch(x_origin=10, y_origin=20)],
+    )
+
+    ((image, patch),) = embed_images(slide, region, side_px=32, window=None, field="image")
+
+    assert np.array_equal(image.pixels, base[::4, ::4][20:52, 10:42])
+    assert patch == Patch(x_origin=10, y_origin=20, width=32, height=32)
