@@ -8,6 +8,7 @@ compile, or more than 20 ms a token before the library's own limits ended it.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -29,7 +30,8 @@ MAX_TOTAL_WEIGHT = 20_000
 MAX_MEETING = 4
 """Patterns in a schema that can put several of them on one string."""
 MAX_MULTIPLE = 1_000
-"""Of ``multipleOf``, and of its digits read as an integer: so many states does it take."""
+"""Of ``multipleOf``, and of all their digits' common multiple: so many states do they take. Ten of three digits
+took all the memory of a machine."""
 
 _BESIDE = ("$ref", "anyOf", "oneOf")
 _COUNT = re.compile(r"\{(\d*),?(\d*)\}")
@@ -67,7 +69,7 @@ class _Survey:
 
     def __init__(self) -> None:
         self._patterns = 0
-        self._multiples = 0
+        self._multiples = 1
         self._weight = 0
         self._can_meet = False
         self._nodes = 0
@@ -94,10 +96,6 @@ class _Survey:
                 f"combines {self._patterns} patterns and formats, and {MAX_MEETING} may be combined",
                 "put patterns on plain strings, without allOf and beside no $ref, anyOf or oneOf",
             )
-        if self._can_meet and self._multiples > 1:
-            raise refused(
-                "combines several multipleOf", "use one, or none with allOf, $ref, anyOf or oneOf beside it"
-            )
         if self._weight > MAX_TOTAL_WEIGHT:
             raise refused("has patterns that are too costly together", "use fewer or shorter ones")
 
@@ -111,8 +109,7 @@ class _Survey:
         reference = node.get("$ref")
         if isinstance(reference, str) and not reference.startswith("#"):
             raise refused("refers to another document", "bring it in under $defs")
-        multiples = isinstance(node.get("multipleOf"), int | float)
-        if multiples:
+        if isinstance(node.get("multipleOf"), int | float):
             self._multiple(node["multipleOf"])
         own = [node["pattern"]] if isinstance(node.get("pattern"), str) else []
         by_name = node.get("patternProperties")
@@ -124,14 +121,18 @@ class _Survey:
             self._pattern(pattern)
         formats = isinstance(node.get("format"), str)
         self._patterns += formats
-        if "allOf" in node or ((own or formats or multiples) and any(key in node for key in _BESIDE)):
+        if "allOf" in node or ((own or formats) and any(key in node for key in _BESIDE)):
             self._can_meet = True
 
     def _multiple(self, value: float) -> None:
         digits = Decimal(str(value)).normalize().as_tuple().digits
-        if not (0 < value <= MAX_MULTIPLE) or int("".join(map(str, digits))) > MAX_MULTIPLE:
-            raise refused("has a multipleOf that is too costly", f"use a small one, {MAX_MULTIPLE} at most")
-        self._multiples += 1
+        if 0 < value <= MAX_MULTIPLE:
+            self._multiples = math.lcm(self._multiples, int("".join(map(str, digits))))
+        if not (0 < value <= MAX_MULTIPLE) or self._multiples > MAX_MULTIPLE:
+            raise refused(
+                "has a multipleOf that is too costly, or several that are",
+                f"use small ones, whose common multiple is {MAX_MULTIPLE} at most",
+            )
 
     def _pattern(self, pattern: str) -> None:
         if _FLAGS.search(pattern):  # with x, blanks would hide what is repeated

@@ -359,7 +359,13 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "multiple of nothing": ({"type": "number", "multipleOf": 0}, "multipleOf"),
     "multiple that is no number": ({"type": "number", "multipleOf": float("nan")}, "multipleOf"),
     "endless multiple": ({"type": "number", "multipleOf": float("inf")}, "multipleOf"),
-    "multiples": ({"allOf": [{"type": "integer", "multipleOf": p} for p in (97, 89, 83)]}, "several multipleOf"),
+    "multiples": ({"allOf": [{"type": "integer", "multipleOf": p} for p in (97, 89, 83)]}, "several"),
+    "a choice of multiples": (
+        {"anyOf": [{"type": "integer", "multipleOf": p} for p in (997, 991, 983, 977, 971, 967)]}, "several",
+    ),
+    "multiples apart": (
+        {"properties": {f"p{i}": {"type": "number", "multipleOf": i / 10} for i in range(1, 40)}}, "several",
+    ),
     "contradiction": ({"type": "integer", "minimum": 5, "maximum": 4}, "cannot be used"),
     "nothing": ({"enum": []}, "cannot be used"),
     "unknown type": ({"type": "CANARY"}, "cannot be used"),
