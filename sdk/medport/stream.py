@@ -13,7 +13,7 @@ from medport._call import Call, Deadline, Reply, Request
 from medport._http import AsyncHttp, Http
 from medport._threads import in_thread
 from medport.backends import Backend, Target
-from medport.errors import ConfigError, ConnectionFailed, MedportError, Timeout
+from medport.errors import ConfigError, ConnectionFailed, MedportError, ProtocolError, Timeout
 from medport.results import Chat, Delta
 from medport.tasks import chat as chat_task
 from medport.tasks.chat import ChatOptions
@@ -33,6 +33,8 @@ class ChatStream:
         self._stack = ExitStack()
         self._deltas: Generator[Delta, None, Chat] | None = None
         self._result: Chat | None = None
+        self.streamed = True
+        """``False`` once a server that does not stream has sent its answer as a whole: it comes as one delta."""
 
     @property
     def result(self) -> Chat:
@@ -83,7 +85,8 @@ class ChatStream:
         collector = chat_task.Collector()
         with self._stack:
             try:
-                for event in _events(chunks):
+                self.streamed = _streams(head)
+                for event in _events(chunks) if self.streamed else _whole(chunks):
                     yield from collector.take(event)
                     _check(deadline)
                 yield from collector.end()
@@ -106,6 +109,8 @@ class AsyncChatStream:
         self._stack = AsyncExitStack()
         self._deltas: AsyncGenerator[Delta, None] | None = None
         self._result: Chat | None = None
+        self.streamed = True
+        """``False`` once a server that does not stream has sent its answer as a whole: it comes as one delta."""
 
     @property
     def result(self) -> Chat:
@@ -147,7 +152,8 @@ class AsyncChatStream:
         collector = chat_task.Collector()
         async with self._stack:
             try:
-                async for event in _aevents(chunks):
+                self.streamed = _streams(head)
+                async for event in _aevents(chunks) if self.streamed else _awhole(chunks):
                     for delta in collector.take(event):
                         yield delta
                     _check(deadline)
@@ -196,6 +202,31 @@ async def _aevents(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 return
             yield event
     raise _cut()
+
+
+def _streams(head: Reply) -> bool:
+    """MedGemma's "dicom" container answers a request for a stream with the whole completion."""
+    return head.headers.get("content-type", "").partition(";")[0].strip() != "application/json"
+
+
+def _whole(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    body = bytearray()
+    for chunk in chunks:
+        _gather(body, chunk)
+    yield bytes(body)
+
+
+async def _awhole(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    body = bytearray()
+    async for chunk in chunks:
+        _gather(body, chunk)
+    yield bytes(body)
+
+
+def _gather(body: bytearray, chunk: bytes) -> None:
+    body += chunk
+    if len(body) > sse.MAX_EVENT_BYTES:
+        raise ProtocolError("the answer is longer than 4 MiB", remedy="check what the URL serves")
 
 
 def _cut() -> MedportError:

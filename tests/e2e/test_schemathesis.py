@@ -49,6 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[inprocess.Serve
     settings = Settings(
         snapshots={"medgemma": gemma, "medsiglip": siglip},
         api_key=KEY,
+        batch_dir=tmp_path_factory.mktemp("jobs"),
         container=ContainerRoutes(predict="/predict", health="/healthz"),
     )
     running = inprocess.Server(settings, socket.create_server(("127.0.0.1", 0)), None)

@@ -69,6 +69,7 @@ def siglip_tokenizer(folder: Path, *, pieces: int = 1400) -> SiglipTokenizer:
         model_max_length=SIGLIP_TEXT_LENGTH,
         do_lower_case=True,
         pad_token="</s>",  # noqa: S106
+        model_input_names=["input_ids"],  # without an attention mask: the padding is to be seen
     )
 
 

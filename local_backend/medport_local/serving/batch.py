@@ -1,10 +1,9 @@
 """Batch prediction jobs: JSON lines in, JSON lines out, a row for a row.
 
-Each row is asked for and answered by itself, in the list form: an object that is walked as a list gives a row
-``{"prediction": "id"}``, which is how a job can succeed with nothing in it. So every answer is checked to be one
-of its model's before it counts. Rows wait for online requests: a full queue is waited for, never a row's error.
-
-Jobs are in memory: a server that stops cancels them. What a job has written stays; no file is ever half written.
+A job reads its input twice: to count the rows, for the names of the files of results tell how many there are, and
+to answer them. Rows are answered some at a time and written in the order of the input; online requests come first.
+A file of results appears as a whole, and the errors of its rows in another beside it: whatever ends a job, all of
+what it has written is good.
 
 Source: Vertex AI REST reference, projects.locations.batchPredictionJobs.
 """
@@ -12,142 +11,35 @@ Source: Vertex AI REST reference, projects.locations.batchPredictionJobs.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import math
-import time
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any, TypeVar
 
-import orjson
-from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_camel
-
-from medport.errors import InputError, MedportError, NotFound, QuotaExceeded, row_of
-from medport.wire import Deferred, checked
-from medport_local.serving import container
-from medport_local.serving.batch_files import BatchFiles
+from medport.errors import InputError, MedportError, NotFound, ServerError
+from medport.wire import checked
+from medport_local.engine.embedder import Embedder
+from medport_local.serving import batch_rows
+from medport_local.serving.batch_files import READ, BatchFiles, Line, Output, take
+from medport_local.serving.batch_jobs import Job, JobRequest, Jobs
+from medport_local.serving.batch_rows import Answered
 from medport_local.serving.endpoints import Served
-from medport_local.serving.outcome import Facts
 
 T = TypeVar("T")
-State: TypeAlias = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLING", "CANCELLED"]
 
-ROWS_AT_ONCE = 4
 JOBS_AT_ONCE = 2
-MAX_JOBS = 1000
-SHARD_ROWS = 1000
-MAX_ROW_BYTES = 10 * 1024 * 1024
-_OVER = ("SUCCEEDED", "FAILED", "CANCELLED")
+MAX_BODY_BYTES = 256 * 1024
+"""Of a job's request: it is kept and shown again."""
+_EMBEDDINGS_AT_ONCE = 16
+_AHEAD = 4
+"""Rows begun or waiting for their turn, for each that may run: one that takes long holds up no others at once."""
+_AHEAD_BYTES = 32 * 1024 * 1024
+_FLUSH_BYTES = 1024 * 1024
+_CLOSE_S = 5.0
 
 logger = logging.getLogger(__name__)
-
-
-class _Camel(Deferred):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
-
-
-class GcsSource(_Camel):
-    uris: Annotated[list[str], Field(min_length=1, max_length=1000)]
-
-
-class InputConfig(_Camel):
-    instances_format: Literal["jsonl"]
-    gcs_source: GcsSource
-
-
-class GcsDestination(_Camel):
-    output_uri_prefix: Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-class OutputConfig(_Camel):
-    predictions_format: Literal["jsonl"]
-    gcs_destination: GcsDestination
-
-
-class JobRequest(_Camel):
-    """A BatchPredictionJob as it is asked for. Resources and tuning are taken and mean nothing here."""
-
-    display_name: Annotated[str, Field(min_length=1, max_length=128)]
-    model: str = ""
-    endpoint: str = ""
-    input_config: InputConfig
-    output_config: OutputConfig
-    labels: dict[str, str] = Field(default_factory=dict)
-    dedicated_resources: dict[str, Any] | None = None
-    manual_batch_tuning_parameters: dict[str, Any] | None = None
-    service_account: str | None = None
-    disable_container_logging: bool = False
-    generate_explanation: Literal[False] = False
-    model_parameters: None = None
-    """Parameters belong into each row."""
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """Who asks, when nobody waits at a connection."""
-
-    deadline: float | None = None
-    facts: Facts = field(default_factory=Facts)
-    answer_headers: dict[str, str] = field(default_factory=dict)
-
-    async def attended(self, work: Coroutine[Any, Any, T]) -> T:
-        return await work
-
-    def first_token(self) -> None:
-        pass
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One job."""
-
-    id: str
-    parent: str
-    served: Served
-    request: JobRequest
-    created: datetime
-    state: State = "PENDING"
-    started: datetime | None = None
-    ended: datetime | None = None
-    output: str | None = None
-    error: MedportError | None = None
-    succeeded: int = 0
-    failed: int = 0
-    rows: int = 0
-    task: asyncio.Task[None] | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.parent}/batchPredictionJobs/{self.id}"
-
-    def resource(self) -> dict[str, Any]:
-        """The BatchPredictionJob as Vertex shows it."""
-        request = self.request.model_dump(by_alias=True, exclude_unset=True)
-        shown: dict[str, Any] = {
-            **request,
-            "name": self.name,
-            "state": f"JOB_STATE_{self.state}",
-            "createTime": _rfc3339(self.created),
-            "updateTime": _rfc3339(self.ended or self.started or self.created),
-            "modelVersionId": self.served.model_version_id,
-            "completionStats": {
-                "successfulCount": str(self.succeeded),
-                "failedCount": str(self.failed),
-                "incompleteCount": str(max(0, self.rows - self.succeeded - self.failed)),
-            },
-        }
-        if self.started is not None:
-            shown["startTime"] = _rfc3339(self.started)
-        if self.ended is not None:
-            shown["endTime"] = _rfc3339(self.ended)
-        if self.output is not None:
-            shown["outputInfo"] = {"gcsOutputDirectory": self.output}
-        if self.error is not None:
-            shown["error"] = {"code": 3, "message": str(self.error)}
-        return shown
 
 
 class Batches:
@@ -156,9 +48,11 @@ class Batches:
     def __init__(self, served: Mapping[str, Served], files: BatchFiles) -> None:
         self._served = served
         self._files = files
-        self._jobs: dict[str, Job] = {}
+        self.jobs = Jobs()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(JOBS_AT_ONCE)
-        self._ids = itertools.count(time.time_ns() // 1000)
+        self._turns: dict[int, tuple[asyncio.Semaphore, int]] = {}
+        """By engine: rows that may run at once, of all jobs together, and how many that is."""
 
     def read(self, body: Mapping[str, object], parent: str) -> Job:
         """A job as it is asked for, not begun.
@@ -169,186 +63,220 @@ class Batches:
             QuotaExceeded: there are too many jobs.
         """
         request = checked(JobRequest, {key: value for key, value in body.items() if value not in (None, "", {})})
-        served = self._target(request)
+        served = self._target(request, parent)
+        if request.in_container_form and served.dialect == "medsiglip":
+            raise InputError("is for chats", field="modelParameters.resultForm", remedy="leave it out")
         self._files.check(
             request.input_config.gcs_source.uris, request.output_config.gcs_destination.output_uri_prefix
         )
-        if len(self._jobs) >= MAX_JOBS:
-            raise QuotaExceeded(f"there are {MAX_JOBS} jobs", remedy="delete jobs that are over", retry_after_s=60)
-        return Job(str(next(self._ids)), parent, replace(served, lists=True), request, datetime.now(UTC))
+        return self.jobs.make(parent, replace(served, lists=True), request)
 
     def start(self, job: Job) -> None:
         """Queue it."""
-        self._jobs[job.id] = job
-        job.task = asyncio.get_running_loop().create_task(self._run(job))
-
-    def all(self, parent: str) -> Sequence[Job]:
-        """The jobs of a project and location, newest first."""
-        return [job for job in reversed(self._jobs.values()) if job.parent == parent]
-
-    def find(self, parent: str, id: str) -> Job:
-        """One job.
-
-        Raises:
-            NotFound: there is none of that id.
-        """
-        job = self._jobs.get(id)
-        if job is None or job.parent != parent:
-            raise NotFound("there is no such job", field="batchPredictionJob", remedy="list the jobs")
-        return job
+        self.jobs.keep(job)
+        task = asyncio.get_running_loop().create_task(self._run(job))
+        self._tasks[job.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(job.id))
 
     def cancel(self, job: Job) -> None:
         """Stop at the next rows; a job that is over stays as it is."""
-        if job.state not in _OVER and job.task is not None:
+        if job.over:
+            return
+        job.stop.set()
+        if job.state == "RUNNING":
             job.state = "CANCELLING"
-            job.task.cancel()
-
-    def delete(self, job: Job) -> None:
-        """Forget a job that is over.
-
-        Raises:
-            InputError: it is not over.
-        """
-        if job.state not in _OVER:
-            raise InputError("the job is not over", field="batchPredictionJob", remedy="cancel it first")
-        del self._jobs[job.id]
+        elif job.state == "PENDING":
+            job.end()
+            self._tasks[job.id].cancel()
 
     async def close(self) -> None:
-        """Cancel what is under way."""
-        tasks = [job.task for job in self._jobs.values() if job.task is not None and not job.task.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Cancel what is under way, and let it write what it has."""
+        tasks = list(self._tasks.values())
+        for job in self.jobs.running():
+            self.cancel(job)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_CLOSE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _target(self, request: JobRequest) -> Served:
+    def _target(self, request: JobRequest, parent: str) -> Served:
         if bool(request.model) == bool(request.endpoint):
             raise InputError("give a model, or an endpoint", field="model", remedy="give one of the two")
-        wanted = (request.model or request.endpoint).partition("@")[0]
+        wanted, _, version = (request.model or request.endpoint).partition("@")
         for served in self._served.values():
-            endpoint = served.model.replace("/models/", "/endpoints/")
-            if wanted in (served.model, endpoint):
+            name = served.model if request.model else served.model.replace("/models/", "/endpoints/")
+            versions = ("", "default", served.model_version_id) if request.model else ("",)
+            if wanted == name and name.startswith(f"{parent}/") and version in versions:
                 return served
-        field = "model" if request.model else "endpoint"
-        raise NotFound("this is not served here", field=field, remedy="give the resource name of what is served")
+        raise NotFound(
+            "this is not served here, in this project and location",
+            field="model" if request.model else "endpoint",
+            remedy="give the resource name of what is served",
+        )
 
     async def _run(self, job: Job) -> None:
-        try:
-            async with self._places:
-                job.state, job.started = "RUNNING", datetime.now(UTC)
+        async with self._places:
+            job.begin()
+            error: MedportError | None = None
+            try:
                 await self._work(job)
-            job.state = "SUCCEEDED"
-        except asyncio.CancelledError:
-            job.state = "CANCELLED"
-        except MedportError as error:
-            job.state, job.error = "FAILED", error
-        except Exception as fault:
-            logger.error("job %s: %s", job.id, type(fault).__name__)
-            job.state, job.error = "FAILED", MedportError("the server failed", remedy="see its log")
-        finally:
-            job.ended = datetime.now(UTC)
+            except MedportError as fault:
+                error = fault
+            except Exception as fault:
+                logger.error("batch job %s: %s", job.id, type(fault).__name__)
+                error = ServerError("the server failed", remedy="see its log")
+            finally:
+                job.end(error or _nothing_came(job))
+                logger.info(
+                    "batch job %s: %s, %d of %d rows, %d errors",
+                    job.id, job.state, job.succeeded, job.rows, job.failed,
+                )  # fmt: skip
 
     async def _work(self, job: Job) -> None:
-        config = job.request.input_config.gcs_source
-        lines = await self._blocking(job, self._files.lines, config.uris)
-        if not lines:
-            raise InputError(
-                "holds no rows", field="inputConfig.gcsSource.uris", remedy="write one instance a line"
-            )
-        job.rows = len(lines)
+        uris = job.request.input_config.gcs_source.uris
+        plan = await self._blocking(job, self._files.plan, uris, job.stopped)
+        if job.stopped():
+            return
+        if not plan:
+            raise InputError("holds no rows", field=READ, remedy="write one instance a line")
+        job.rows = sum(plan)
         moment = job.created.strftime("%Y_%m_%dT%H_%M_%S_%f")[:-3] + "Z"
         prefix = job.request.output_config.gcs_destination.output_uri_prefix.rstrip("/")
-        folder = f"{prefix}/prediction-{job.served.endpoint_id}-{moment}"
-        job.output = folder
-        shards = math.ceil(len(lines) / SHARD_ROWS)
-        errors: list[bytes] = []
-        for i in range(shards):
-            part = lines[i * SHARD_ROWS : (i + 1) * SHARD_ROWS]
-            good, bad = await self._shard(job, part)
-            errors += bad
-            name = f"{folder}/prediction.results-{i:05}-of-{shards:05}"
-            await self._blocking(job, self._files.write, name, b"".join(good))
-        if errors:
-            name = f"{folder}/prediction.errors_stats-00000-of-00001"
-            await self._blocking(job, self._files.write, name, b"".join(errors))
+        job.folder = f"{prefix}/prediction-{job.served.endpoint_id}-{moment}"
+        await self._blocking(job, self._files.make, job.folder)
+        async with aclosing(self._answers(job, self._files.rows(uris))) as answers:
+            for i, rows in enumerate(plan):
+                fault = await self._shard(job, f"{i:05}-of-{len(plan):05}", rows, answers)
+                if job.stopped():
+                    return
+                if fault is not None:
+                    raise fault
+            async for _ in answers:
+                raise _changed()
 
-    async def _shard(self, job: Job, lines: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
-        """The result lines and the error lines, each in the order of the rows."""
-        places = asyncio.Semaphore(ROWS_AT_ONCE)
-
-        async def one(line: bytes) -> tuple[bool, bytes]:
-            async with places:
-                good, written = await _answer(job.served, line)
-            job.succeeded += good
-            job.failed += not good
-            return good, written
-
-        tasks = [asyncio.ensure_future(one(line)) for line in lines]
+    async def _shard(
+        self, job: Job, part: str, rows: int, answers: AsyncGenerator[Answered, None]
+    ) -> MedportError | None:
+        """Write the next ``rows`` answers into one file, or into two; fewer, and why, if no more come."""
+        results = _Lines(await self._output(job, f"prediction.results-{part}"))
+        errors: _Lines | None = None
+        fault: MedportError | None = None
         try:
-            done = await asyncio.gather(*tasks)
+            for _ in range(rows):
+                try:
+                    answered = await anext(answers)
+                except StopAsyncIteration:
+                    fault = _changed()
+                    break
+                except MedportError as error:
+                    fault = error
+                    break
+                if answered.status is not None and errors is None:
+                    errors = _Lines(await self._output(job, f"prediction.errors_stats-{part}"))
+                lines = results if answered.status is None or errors is None else errors
+                if lines.add(answered.line):
+                    await self._blocking(job, lines.flush)
+                job.count(answered.status)
+            for each in filter(None, (results, errors)):
+                await self._blocking(job, each.commit)
         finally:
-            for task in tasks:
+            for each in filter(None, (results, errors)):
+                each.output.discard()
+        return fault
+
+    async def _answers(self, job: Job, rows: Iterator[Line]) -> AsyncGenerator[Answered, None]:
+        """The rows' answers in their order; until the job is stopped.
+
+        Raises:
+            InputError: the input cannot be read any more.
+            NotReady: the model answers no more.
+        """
+        turns, at_once = self._turns_of(job.served)
+        stop = asyncio.ensure_future(job.stop.wait())
+        window: deque[tuple[asyncio.Task[Answered], int]] = deque()
+        block: deque[Line] = deque()
+        more, held, number = True, 0, 0
+        try:
+            while not job.stopped():
+                if not block and more and len(window) < _AHEAD * at_once:
+                    block.extend(await self._blocking(job, take, rows))
+                    more = bool(block)
+                while block and len(window) < _AHEAD * at_once:
+                    size = len(block[0] or b"")
+                    if window and held + size > _AHEAD_BYTES:
+                        break
+                    number, held = number + 1, held + size
+                    window.append((asyncio.create_task(_answer(job, number, block.popleft(), turns)), size))
+                if not window:
+                    return
+                first, size = window[0]
+                if not first.done():
+                    await asyncio.wait({first, stop}, return_when=asyncio.FIRST_COMPLETED)
+                if first.done():
+                    window.popleft()
+                    held -= size
+                    yield first.result()
+        finally:
+            left = [stop, *(task for task, _ in window)]
+            for task in left:
                 task.cancel()
-        return [line for good, line in done if good], [line for good, line in done if not good]
+            await asyncio.gather(*left, return_exceptions=True)
+            with suppress(ValueError):  # still read from in a thread, where it ends by itself
+                rows.close()  # type: ignore[attr-defined]
 
-    def _blocking(self, job: Job, work: Any, *arguments: Any) -> Awaitable[Any]:
-        return job.served.threads.fetching(work, *arguments)
+    def _turns_of(self, served: Served) -> tuple[asyncio.Semaphore, int]:
+        key = id(served.engine)
+        if key not in self._turns:
+            if isinstance(served.engine, Embedder):
+                at_once = min(served.engine.limits.max_batch, _EMBEDDINGS_AT_ONCE)
+            else:
+                at_once = max(1, served.engine.limits.max_running // 2)
+            self._turns[key] = asyncio.Semaphore(at_once), at_once
+        return self._turns[key]
 
+    async def _output(self, job: Job, name: str) -> Output:
+        return await self._blocking(job, self._files.output, f"{job.folder}/{name}")
 
-async def _answer(served: Served, line: bytes) -> tuple[bool, bytes]:
-    """One row's line, and whether it is a result."""
-    instance: object = None
-    try:
-        if len(line) > MAX_ROW_BYTES:
-            raise InputError(f"is over {MAX_ROW_BYTES} bytes", field="row", remedy="send fewer or smaller images")
-        try:
-            instance = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            raise InputError("is not JSON", field="row", remedy="write one JSON object a line") from None
-        prediction = _checked(await _asked(served, instance), served, instance)
-    except MedportError as error:
-        row = row_of(error)
-        said = {"code": row.http, "message": str(error), "status": row.status}
-        return False, _line({"instance": instance, "error": said})
-    return True, _line({"instance": instance, "prediction": prediction})
+    async def _blocking(self, job: Job, work: Callable[..., T], *arguments: Any) -> T:
+        return await job.served.threads.fetching(work, *arguments)
 
 
-async def _asked(served: Served, instance: object) -> Mapping[str, object]:
-    while True:
-        try:
-            return await container.predict(Row(), served, {"instances": [instance]})
-        except QuotaExceeded as busy:
-            await asyncio.sleep(min(busy.retry_after_s or 1.0, 10.0))
+class _Lines:
+    """What goes into one file, some of it not written yet."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self._waiting: list[bytes] = []
+        self._size = 0
+
+    def add(self, line: bytes) -> bool:
+        """Whether it is time to ``flush``."""
+        self._waiting.append(line)
+        self._size += len(line)
+        return self._size > _FLUSH_BYTES
+
+    def flush(self) -> None:
+        data = b"".join(self._waiting)
+        self._waiting, self._size = [], 0
+        self.output.write(data)
+
+    def commit(self) -> None:
+        self.flush()
+        self.output.commit()
 
 
-def _checked(body: Mapping[str, object], served: Served, instance: object) -> object:
-    """The row's prediction, if it is one of the model's.
-
-    Raises:
-        InputError: it is an error, or something else than this model answers.
-    """
-    predictions = body.get("predictions")
-    if "error" in body or not isinstance(predictions, list) or len(predictions) != 1:
-        raise InputError(_said(body.get("error")), field="row")
-    (prediction,) = predictions
-    if isinstance(prediction, str) and isinstance(instance, Mapping) and "prompt" in instance:
-        return prediction
-    if not isinstance(prediction, Mapping) or "error" in prediction:
-        raise InputError(_said(prediction.get("error") if isinstance(prediction, Mapping) else None), field="row")
-    keys = ("embedding", "patch_embeddings") if served.dialect == "medsiglip" else ("choices",)
-    if not any(key in prediction for key in keys):
-        raise InputError("the answer is none of this model's", field="row")
-    return prediction
+async def _answer(job: Job, number: int, line: Line, turns: asyncio.Semaphore) -> Answered:
+    async with turns:
+        return await batch_rows.answer(job.served, number, line, container_form=job.request.in_container_form)
 
 
-def _said(error: object) -> str:
-    if isinstance(error, Mapping):
-        error = " ".join(str(error[key]) for key in ("code", "description", "message") if key in error)
-    return str(error or "the answer is none of this model's")
+def _nothing_came(job: Job) -> MedportError | None:
+    """A job without one result has not succeeded, whatever its rows' errors say."""
+    if job.stopped() or job.succeeded or not job.rows:
+        return None
+    return InputError(f"none of {job.rows} rows could be answered", remedy="see prediction.errors_stats-*")
 
 
-def _line(value: object) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
-
-
-def _rfc3339(moment: datetime) -> str:
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+def _changed() -> MedportError:
+    return InputError("changed while it was read", field=READ, remedy="start again when nobody writes to it")

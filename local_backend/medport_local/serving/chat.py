@@ -40,7 +40,6 @@ from medport_local.serving.sources import codec_of, decoded, pixel_values, read_
 
 Asked: TypeAlias = ChatRequest | RawRequest
 
-MAX_INSTANCES = 16
 MAX_KEYS = 256
 
 # Keys that change the answer and are not honoured: any value but these is refused, for silence would mislead.
@@ -76,12 +75,6 @@ async def predict(
     A chat gives an object as ``predictions``, several give a list, raw prompts give a list of strings: so does the
     reference container.
     """
-    if len(instances) > MAX_INSTANCES:
-        raise InputError(
-            f"{len(instances)} instances, and this server takes {MAX_INSTANCES} in a request",
-            field="instances",
-            remedy="send several requests",
-        )
     several = len(instances) != 1
     asked = [_inside_of(f"instances[{i}]", several, each) for i, each in enumerate(instances)]
     for i, each in enumerate(asked):

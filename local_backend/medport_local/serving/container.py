@@ -18,6 +18,8 @@ from medport_local.serving.exchange import JSON, Events, Exchange, error_respons
 from medport_local.serving.outcome import Asking
 
 PREDICT_PATHS = frozenset(("predict", "generate", "infer"))
+MAX_CHATS = 16
+"""Instances of a chat in one request; each costs a sequence of the engine."""
 HEALTH_PATHS = frozenset(("health", "ping"))
 _CHAT_PATHS = frozenset(("v1/chat/completions", "chat/completions"))
 
@@ -54,6 +56,13 @@ async def predict(exchange: Asking, served: Served, body: Mapping[str, object]) 
         raise InputError("parameters are not taken", field="parameters", remedy="put them into each instance")
     if not instances:
         return {"predictions": []}
+    most = served.engine.limits.max_pending if isinstance(served.engine, Embedder) else MAX_CHATS
+    if len(instances) > most:
+        raise InputError(
+            f"{len(instances)} instances, and this server takes {most} in a request",
+            field="instances",
+            remedy="send several requests",
+        )
     if isinstance(served.engine, Embedder):
         return await embed.predict(exchange, served, served.engine, instances)
     if served.dialect == "dicom":

@@ -33,7 +33,7 @@ from medport.wire.dicom_chat import (
 from medport_local.engine.codecs import PixelValues
 from medport_local.engine.engine import Engine
 from medport_local.serving import generate, regions
-from medport_local.serving.chat import MAX_INSTANCES, check_size
+from medport_local.serving.chat import check_size
 from medport_local.serving.endpoints import Served
 from medport_local.serving.generate import Job
 from medport_local.serving.outcome import Asking
@@ -58,12 +58,6 @@ class _View:
 
 async def predict(exchange: Asking, served: Served, engine: Engine, instances: Sequence[object]) -> Body:
     """What the container answers to ``{"instances": […]}``: one gives an object, several a list."""
-    if len(instances) > MAX_INSTANCES:
-        raise InputError(
-            f"{len(instances)} instances, and this server takes {MAX_INSTANCES} in a request",
-            field="instances",
-            remedy="send several requests",
-        )
     several = len(instances) != 1
     try:
         asked = [_read(values, f"instances[{i}]" if several else None) for i, values in enumerate(instances)]

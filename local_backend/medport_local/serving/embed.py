@@ -54,12 +54,6 @@ _Input: TypeAlias = "list[_View] | str | ItemError"
 async def predict(exchange: Asking, served: Served, embedder: Embedder, instances: Sequence[object]) -> Body:
     """What the container answers to ``{"instances": [{"image": {…}} | {"text": …}, …]}``."""
     limit = embedder.limits.max_pending
-    if len(instances) > limit:
-        raise InputError(
-            f"{len(instances)} instances, and this server takes {limit} in a request",
-            field="instances",
-            remedy="send several requests",
-        )
     asked = [_read(values, f"instances[{i}]") for i, values in enumerate(instances)]
     if sum(_count(each) for each in asked) > min(limit, embedder.limits.max_per_request or limit):
         return {"error": TOO_MANY}

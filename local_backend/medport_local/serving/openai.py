@@ -16,16 +16,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field
-from starlette.responses import Response
 
-from medport.errors import InputError, MedportError, NotFound, row_of
+from medport.errors import InputError, NotFound
 from medport.wire import Deferred, Whole, checked
-from medport.wire.vertex import error_body
 from medport_local.engine.embedder import Embedder
 from medport_local.serving import embed
 from medport_local.serving.endpoints import Served
-from medport_local.serving.exchange import JSON, Exchange
-from medport_local.serving.exchange import error_response as google_error
+from medport_local.serving.exchange import Exchange
 
 _STAND_INS = frozenset(("", "dummy", "tgi", "default"))
 Kind = Literal["chat", "embeddings"]
@@ -80,20 +77,6 @@ def chosen(served: Mapping[str, Served], model: object, kind: Kind) -> Served:
             return each
     known = ", ".join(each.endpoint_id for each in candidates) or "none"
     raise NotFound("this model is not served here", field="model", remedy=f"for {kind} there is: {known}")
-
-
-def error_response(error: MedportError) -> Response:
-    """Google's envelope, with what OpenAI's clients read of it: they show the message and hide the details."""
-    google = google_error(error)
-    body = error_body(error)
-    named = error.field is None or error.field in error.message
-    body["error"] |= {
-        "message": error.message if named else f"{error.field}: {error.message}",
-        "type": row_of(error).reason,
-        "param": error.field,
-    }
-    retry = google.headers.get("Retry-After")
-    return JSON(body, status_code=google.status_code, headers={"Retry-After": retry} if retry else None)
 
 
 def models(served: Mapping[str, Served]) -> dict[str, object]:

@@ -30,8 +30,8 @@ from medport.wire.vertex import (
     EndpointResource,
     ModelResource,
 )
-from medport_local.serving import chat, replies
-from medport_local.serving.batch import JobRequest
+from medport_local.serving import container, replies
+from medport_local.serving.batch_jobs import JobRequest
 from medport_local.serving.openai import EmbeddingsRequest
 from medport_local.serving.operations import (
     ASKING_THE_CONTAINER,
@@ -341,7 +341,7 @@ def _schemas() -> Json:
     text = text.replace("medport__wire__dicom_chat__", "Dicom").replace("medport__wire__chat__", "")
     schemas: Json = orjson.loads(text)
     _as_read(schemas)
-    most = {"maxItems": chat.MAX_INSTANCES}
+    most = {"maxItems": container.MAX_CHATS}
     schemas |= {
         "ChatInstances": _instances("ChatRequest", "RawRequest", minItems=1, **most),
         "DicomInstances": _instances("DicomChatRequest", **most),

@@ -138,10 +138,10 @@ EXAMPLES: Mapping[str, Json] = {
     "JobRequest": {
         "displayName": "nightly",
         "model": "projects/local/locations/europe-west4/models/medsiglip@1",
-        "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["gs://scans/rows.jsonl"]}},
+        "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["nightly/*.jsonl"]}},
         "outputConfig": {
             "predictionsFormat": "jsonl",
-            "gcsDestination": {"outputUriPrefix": "gs://scans/answers"},
+            "gcsDestination": {"outputUriPrefix": "answers"},
         },
     },
     "EmbeddingsRequest": {"input": ["a chest X-ray", "a fundus photograph"]},

@@ -201,6 +201,7 @@ class BatchJobs(Deferred):
     model_config = ConfigDict(alias_generator=to_camel)
 
     batch_prediction_jobs: list[BatchJob]
+    next_page_token: str | None = None
 
 
 class Empty(Deferred):

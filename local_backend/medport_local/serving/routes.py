@@ -15,9 +15,10 @@ from starlette.routing import Route as StarletteRoute
 from medport.errors import MedportError, NotFound, Timeout
 from medport_local.engine.embedder import Embedder
 from medport_local.serving import container, openai, openapi
-from medport_local.serving.batch import Batches, Job
+from medport_local.serving.batch import MAX_BODY_BYTES, Batches
+from medport_local.serving.batch_jobs import Job
 from medport_local.serving.endpoints import SHARED, Directory, Served
-from medport_local.serving.exchange import JSON, Door, Events, Exchange
+from medport_local.serving.exchange import JSON, Door, Events, Exchange, error_response
 from medport_local.serving.guard import Guard
 from medport_local.serving.keys import Action
 from medport_local.serving.lifecycle import Lifecycle
@@ -141,7 +142,6 @@ class Api:
         return await container.raw_predict(exchange, self._endpoint(exchange), streaming=True)
 
     async def completions(self, exchange: Exchange) -> Response | Events:
-        exchange.render_error = openai.error_response
         return await container.completions(exchange, self._endpoint(exchange))
 
     async def invoke(self, exchange: Exchange) -> Response | Events:
@@ -174,13 +174,11 @@ class Api:
         return JSON(openai.model(served))
 
     async def openai_chat(self, exchange: Exchange) -> Response | Events:
-        exchange.render_error = openai.error_response
         body = await exchange.json()
         served = self._entered(exchange, openai.chosen(self._served, body.get("model"), "chat"))
         return await container.chat_of(exchange, served, body)
 
     async def openai_embeddings(self, exchange: Exchange) -> Response:
-        exchange.render_error = openai.error_response
         body = await exchange.json()
         served = self._entered(exchange, openai.chosen(self._served, body.get("model"), "embeddings"))
         assert isinstance(served.engine, Embedder)
@@ -205,7 +203,7 @@ class Api:
 
     async def create_job(self, exchange: Exchange) -> Response:
         """A batch prediction job; it is answered at once and runs on."""
-        job = self._batches.read(await exchange.json(), _parent(exchange))
+        job = self._batches.read(await exchange.json(limit=MAX_BODY_BYTES), _parent(exchange))
         exchange.permit(job.served.endpoint_id)
         job.served.tell(exchange.facts)  # so that the audit log has who asked which model for a job
         self._batches.start(job)
@@ -213,8 +211,16 @@ class Api:
 
     async def list_jobs(self, exchange: Exchange) -> Response:
         exchange.permit_any()
-        jobs = [job for job in self._batches.all(_parent(exchange)) if exchange.may(job.served.endpoint_id)]
-        return JSON({"batchPredictionJobs": [job.resource() for job in jobs]})
+        query = _query(exchange)
+        jobs, following = self._batches.jobs.page(
+            _parent(exchange),
+            may=exchange.may,
+            wanted=query.get("filter", ""),
+            size=query.get("pageSize", ""),
+            token=query.get("pageToken", ""),
+        )
+        page: dict[str, object] = {"batchPredictionJobs": [job.resource() for job in jobs]}
+        return JSON(page | ({"nextPageToken": following} if following else {}))
 
     async def get_job(self, exchange: Exchange) -> Response:
         return JSON(self._job(exchange).resource())
@@ -226,7 +232,7 @@ class Api:
     async def delete_job(self, exchange: Exchange) -> Response:
         """Answers an operation that is done, as Vertex answers every deletion."""
         job = self._job(exchange)
-        self._batches.delete(job)
+        self._batches.jobs.forget(job)
         version = "v1beta1" if exchange.scope["path"].startswith("/v1beta1/") else "v1"
         kind = f"type.googleapis.com/google.cloud.aiplatform.{version}.DeleteOperationMetadata"
         return JSON(
@@ -240,7 +246,7 @@ class Api:
 
     def _job(self, exchange: Exchange) -> Job:
         exchange.permit_any()  # to learn that there is no such job; whose it is, is asked next
-        job = self._batches.find(_parent(exchange), exchange.path["job"])
+        job = self._batches.jobs.find(_parent(exchange), exchange.path["job"])
         exchange.permit(job.served.endpoint_id)
         return job
 
@@ -254,7 +260,7 @@ class Api:
         exchange.permit(served.endpoint_id)
         exchange.bound(served.bounds.timeout_s)
         if served.bounds is SHARED:
-            exchange.render_error = partial(_shared_error, exchange, exchange.render_error)
+            exchange.render_error = partial(_shared_error, exchange)
         exchange.answer_headers.update(served.headers())
         served.tell(exchange.facts)
         return served
@@ -265,14 +271,12 @@ class Api:
         raise NotFound("this server serves no model yet")
 
 
-def _shared_error(
-    exchange: Exchange, otherwise: Callable[[MedportError], Response], error: MedportError
-) -> Response:
+def _shared_error(exchange: Exchange, error: MedportError) -> Response:
     """The shared host's own word for what takes longer than it allows; not for a shorter wish of the caller."""
     if isinstance(error, Timeout) and time.monotonic() - exchange.started >= SHARED.timeout_s:
         said = {"code": 503, "message": "Took too long to respond when processing", "status": "UNAVAILABLE"}
         return JSON({"error": said}, status_code=503)
-    return otherwise(error)
+    return error_response(error)
 
 
 def _query(exchange: Exchange) -> dict[str, str]:

@@ -276,7 +276,7 @@ def read_answer(body: object) -> Answer:
 
 
 def read_piece(body: object) -> Piece:
-    """Read one stream chunk.
+    """Read one stream chunk, or a whole completion where a server does not stream.
 
     Raises:
         MedportError: the chunk reports an error that came up in mid-stream.
@@ -289,7 +289,7 @@ def read_piece(body: object) -> Piece:
     if body.get("choices") == []:  # the usage-only chunk of stream_options.include_usage
         return Piece(usage=_usage(body), id=identity)
     choice = _first_choice(body)
-    delta = choice.get("delta")
+    delta = choice.get("delta", choice.get("message"))
     text = _text_of(delta.get("content")) if isinstance(delta, Mapping) else None
     return Piece(text=text or "", finish_reason=_finish(choice), usage=_usage(body), id=identity)
 

@@ -147,9 +147,10 @@ def from_label(label: str) -> str | None:
 def error_body(error: MedportError) -> dict[str, Any]:
     """Google's error envelope; ``details`` makes it exact for our own client."""
     row = row_of(error)
-    metadata = {k: v for k in ("field", "remedy") if (v := getattr(error, k))}
+    metadata = {k: v for k in ("field", "message", "remedy") if (v := getattr(error, k))}
     detail = {"@type": _ERROR_INFO, "reason": row.reason, "domain": ERROR_DOMAIN, "metadata": metadata}
-    return {"error": {"code": row.http, "message": error.message, "status": row.status, "details": [detail]}}
+    # Other people's clients show the message alone, so it says everything.
+    return {"error": {"code": row.http, "message": str(error), "status": row.status, "details": [detail]}}
 
 
 def error_from(http: int, body: bytes, *, retry_after_s: float | None = None) -> MedportError:
@@ -198,7 +199,7 @@ def _reason_and_metadata(detail: Mapping[str, Any]) -> tuple[str | None, dict[st
 def _typed(http: int, message: str, reason: str | None, metadata: Mapping[str, Any]) -> MedportError:
     if reason is not None:
         kind = class_for(http, reason)
-        return kind(message, field=metadata.get("field"), remedy=metadata.get("remedy"))
+        return kind(metadata.get("message", message), field=metadata.get("field"), remedy=metadata.get("remedy"))
     # A cold endpoint answers 429 with a plain string (seen from scale-to-zero): it is not a quota.
     if http in (429, 503) and "not yet ready" in message:
         return NotReady(

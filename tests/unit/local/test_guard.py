@@ -70,12 +70,14 @@ def server(
     loop_thread: LoopThread,
     spans: InMemorySpanExporter,
     audit_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[LocalServer]:
     settings = Settings(
         snapshots={"medgemma": gemma_folder, "medsiglip": siglip_folder},
         api_key=ROOT_KEY,
         keys_file=Path(made_keys["file"]),
         audit_dir=audit_dir,
+        batch_dir=tmp_path_factory.mktemp("jobs"),
         engine_limits=EngineLimits(max_running=2, max_queue=8),
         drain_s=1.0,
     )
@@ -181,8 +183,8 @@ def test_job_is_for_the_keys_of_its_model(server: LocalServer, made_keys: dict[s
     job = {
         "displayName": "a job",
         "model": f"{root[4:]}/models/medgemma@1",
-        "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["gs://none/rows.jsonl"]}},
-        "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "gs://none/out"}},
+        "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["rows.jsonl"]}},
+        "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "out"}},
     }
     with server.client(ROOT_KEY) as root_client, server.client(made_keys["stranger"]) as stranger:
         made = root_client.post(f"{root}/batchPredictionJobs", json=job).json()

@@ -31,10 +31,13 @@ ENDPOINT_OF = {
 
 
 @pytest.fixture(scope="module")
-def server(gemma_folder: Path, siglip_folder: Path) -> Iterator[inprocess.Server]:
+def server(
+    gemma_folder: Path, siglip_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[inprocess.Server]:
     settings = Settings(
         snapshots={"medgemma": gemma_folder, "medsiglip": siglip_folder},
         api_key=KEY,
+        batch_dir=tmp_path_factory.mktemp("jobs"),
         container=ContainerRoutes(predict="/predict", health="/healthz"),
     )
     running = inprocess.Server(settings, socket.create_server(("127.0.0.1", 0)), None)

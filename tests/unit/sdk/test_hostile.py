@@ -86,6 +86,25 @@ def client(server: FaultServer) -> Iterator[medport.Client]:
         yield client
 
 
+def test_answer_of_a_server_that_does_not_stream_is_one_delta(server: FaultServer, client: medport.Client) -> None:
+    whole = {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}], "usage": {"total_tokens": 3}}
+    server.routes["/chat/completions"] = json_answer(whole)
+
+    with client.chat_stream("hello") as stream:
+        texts = [delta.text for delta in stream]
+
+    assert texts == ["fine"]
+    assert stream.streamed is False
+    assert (stream.result.text, stream.result.finish_reason) == ("fine", "stop")
+
+
+def test_error_of_a_server_that_does_not_stream_is_raised(server: FaultServer, client: medport.Client) -> None:
+    server.routes["/chat/completions"] = json_answer({"error": "no"})
+
+    with client.chat_stream("hello") as stream, pytest.raises(medport.InputError):
+        list(stream)
+
+
 @settings(max_examples=400)
 @given(
     spoiled(GOOD_ERROR) | spoiled([GOOD_ERROR]),

@@ -72,6 +72,10 @@ class Fetcher:
         with quiet():
             return self._buckets.read(uri, credential, errand)
 
+    def gcs_check(self, uri: str, *, field: str) -> None:
+        """Refuse what ``gcs_list``, or the others with an object's address, would not allow. Nothing is sent."""
+        self._buckets.check(uri, self._errand(field, "UNHANDLED_GCS_FILE_ERROR", None))
+
     def gcs_write(self, uri: str, data: bytes | BinaryIO, *, field: str, deadline: float | None = None) -> None:
         """Make or replace ``gs://bucket/name``, with the server's own credentials."""
         errand = self._errand(field, "UNHANDLED_GCS_FILE_ERROR", deadline, timeout_s=self._limits.write_timeout_s)

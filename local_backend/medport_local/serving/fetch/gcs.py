@@ -73,9 +73,7 @@ class Buckets:
 
     def names(self, prefix: str, errand: Errand) -> list[str]:
         """The ``gs://`` addresses of all objects whose name begins with the prefix, in order."""
-        bucket, start = self._split(prefix, errand)
-        if not self._allow.bucket(bucket, start):
-            raise self._not_allowed(bucket, errand)
+        bucket, start = self.check(prefix, errand)
         with self._client(APPLICATION_DEFAULT, READ_BUCKETS, errand) as (client, retry):
             found = []
             for blob in client.list_blobs(bucket, prefix=start or None, retry=retry, timeout=errand.remaining()):
@@ -86,13 +84,17 @@ class Buckets:
                     raise errand.refused(f"there are more than {_MAX_LISTED} objects", "give a longer prefix")
             return found
 
-    def _object(self, uri: str, errand: Errand) -> tuple[str, str]:
+    def check(self, uri: str, errand: Errand) -> tuple[str, str]:
+        """The bucket, and the object or the beginning of one, of an address that is allowed."""
         bucket, name = self._split(uri, errand)
-        if not name:
-            raise errand.refused("the address has no object in it", _FORM)
         if not self._allow.bucket(bucket, name):
             raise self._not_allowed(bucket, errand)
         return bucket, name
+
+    def _object(self, uri: str, errand: Errand) -> tuple[str, str]:
+        if not self._split(uri, errand)[1]:
+            raise errand.refused("the address has no object in it", _FORM)
+        return self.check(uri, errand)
 
     def _split(self, uri: str, errand: Errand) -> tuple[str, str]:
         if uri[:5].lower() != "gs://":
