@@ -125,7 +125,7 @@ def create_app(settings: Settings, *, tracer_provider: TracerProvider | None = N
         tracer_provider: OpenTelemetry's, for a span of each request; no spans without one.
 
     Raises:
-        ConfigError: the file of keys cannot be read, or opentelemetry is not installed.
+        ConfigError: the file of keys cannot be read, ``batch_dir`` is none, or opentelemetry is not installed.
     """
     served: dict[str, Served] = {}
     deployed: dict[str, Deployed] = {}

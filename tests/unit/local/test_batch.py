@@ -515,6 +515,22 @@ def test_server_that_stops_ends_its_jobs_and_leaves_no_part_of_a_file(
     assert list(tmp_path.rglob(".part-*")) == []
 
 
+def test_model_that_answers_no_more_fails_the_job_and_not_each_row(
+    gemma_folder: Path, siglip_folder: Path, tmp_path: Path
+) -> None:
+    source = write(tmp_path, "texts.jsonl", *[{"text": "a"}] * 50)
+    with (
+        serving(gemma_folder, siglip_folder, tmp_path) as running,
+        httpx.Client(base_url=running.base_url, timeout=30) as client,
+    ):
+        running.app.state.engines["medsiglip"].close()
+        job = run(client, body(source, "medsiglip"))
+
+    assert job["state"] == "JOB_STATE_FAILED"
+    assert job["error"]["code"] == 14
+    assert counts(job) == ("0", "0", "50")
+
+
 def test_jobs_are_listed_by_page_and_filter(http: httpx.Client, folder: Path) -> None:
     source = write(folder, "one.jsonl", {"text": "a"})
     made = [
