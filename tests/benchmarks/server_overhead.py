@@ -48,9 +48,9 @@ REFUSED = {
 
 
 def main() -> None:
-    given = harness.arguments(__doc__, rounds=300)
+    given = harness.arguments(__doc__, rounds=400)
     with tempfile.TemporaryDirectory() as folder, serving("real") as real, serving("noop") as noop:
-        overhead = _overhead(real, given.rounds)
+        overhead = _overhead(real, noop, given.rounds)
         refusals = _refusals(noop, given.rounds)
         plain = asyncio.run(_rates(noop))
         with serving("noop", "--audit", folder) as audited:
@@ -85,7 +85,7 @@ def serving(engine: str, *options: str) -> Iterator[str]:
         process.wait(30)
 
 
-def _overhead(base: str, rounds: int) -> dict[str, list[harness.Sample]]:
+def _overhead(base: str, noop: str, rounds: int) -> dict[str, list[harness.Sample]]:
     settings = Settings()
     _, engine = _open("medgemma", settings.snapshots["medgemma"], settings)
     assert isinstance(engine, TorchEngine)
@@ -98,10 +98,11 @@ def _overhead(base: str, rounds: int) -> dict[str, list[harness.Sample]]:
             pass
 
     body = json.dumps({"instances": [CHAT]}).encode()
-    with httpx.Client(base_url=base, headers=KEY) as client:
+    with httpx.Client(base_url=base, headers=KEY) as client, httpx.Client(base_url=noop, headers=KEY) as idle:
         cases = {
             "bare engine": lambda: loop.run_until_complete(bare()),
             "server": lambda: client.post(PATH, content=body).raise_for_status(),
+            "server, no-op engine": lambda: idle.post(PATH, content=body).raise_for_status(),
         }
         samples = harness.alternate(cases, rounds, 20)
     engine.close()

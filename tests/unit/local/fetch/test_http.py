@@ -444,6 +444,7 @@ def test_nothing_of_a_url_or_credential_reaches_logs_or_errors(
     make_fetcher: MakeFetcher, secure_web: FaultServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="httpx")  # other libraries turn it down when they are imported
     secure_web.routes["?who=canary-query"] = Answer(302, b"", {"location": "/canary-location?canary-query"})
     secure_web.routes["/canary-location?canary-query"] = Answer(404, b"canary-body", {"x-canary": "canary-header"})
     fetcher = make_fetcher("127.0.0.1")
@@ -461,6 +462,7 @@ def test_the_libraries_may_speak_again_outside_a_fetch(
     make_fetcher: MakeFetcher, web: FaultServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="httpx")
     web.routes["/a.png"] = Answer(200, b"pixels")
     make_fetcher("127.0.0.1").http(at(web), field="f")
 
