@@ -157,6 +157,14 @@ def test_too_many_patches(siglip: Endpoint) -> None:
     assert answer.json()["error"] == "TOO_MANY_PATCHES_ERROR"
 
 
+def test_bad_extension(siglip: Endpoint) -> None:
+    """An extension that cannot be understood: 200 and the bare code for the whole request."""
+    for extensions in ({"image_dimensions": {"width": "x"}}, {"transform_imaging_to_icc_profile": "CMYK"}):
+        answer = siglip.post(":predict", {"instances": [{"text": "a"}, by_value(png(), extensions=extensions)]})
+        assert answer.status_code == 200
+        assert answer.json()["error"] == "INVALID_REQUEST_FIELD_ERROR"
+
+
 def test_image_dimensions(siglip: Endpoint) -> None:
     """`extensions.image_dimensions`: patches are cut after resizing; larger than the picture is an error."""
     smaller = {"image_dimensions": {"width": 150, "height": 150}}

@@ -1,8 +1,8 @@
 """MedSigLIP as its container speaks: a list of instances → a list of embeddings or errors, in the same order.
 
 An instance whose data cannot be used is that instance's error, with the reference's code, and the others are
-answered. An instance that breaks the schema fails the request with 400; so do a body without ``instances`` and one
-with too many (the reference answers the last with 200 and a bare code, and so does ``TooMany`` here).
+answered. An instance that breaks the schema fails the request with 400; so does a body without ``instances``. Too
+many patches, or an extension that cannot be understood, fail it with 200 and the bare code.
 
 Source: Google-Health/medsiglip, python/serving.
 """
@@ -30,6 +30,7 @@ from medport_local.serving.sources import decoded, pixel_values, read_url
 
 Body: TypeAlias = dict[str, object]
 MAX_KEYS = 64
+BAD_FIELD: Code = "INVALID_REQUEST_FIELD_ERROR"
 TOO_MANY: Code = "TOO_MANY_PATCHES_ERROR"
 _CODES = frozenset(get_args(Code))
 _UNREADABLE: dict[str, Code] = {
@@ -54,7 +55,13 @@ _Input: TypeAlias = "list[_View] | str | ItemError"
 async def predict(exchange: Asking, served: Served, embedder: Embedder, instances: Sequence[object]) -> Body:
     """What the container answers to ``{"instances": [{"image": {…}} | {"text": …}, …]}``."""
     limit = embedder.limits.max_pending
-    asked = [_read(values, f"instances[{i}]") for i, values in enumerate(instances)]
+    try:
+        asked = [_read(values, f"instances[{i}]") for i, values in enumerate(instances)]
+    except InputError as error:
+        if ".extensions" in (error.field or ""):
+            # Extensions are free-form by the schema: what is wrong in them is found after it, and said so.
+            return {"error": BAD_FIELD}
+        raise
     if sum(_count(each) for each in asked) > min(limit, embedder.limits.max_per_request or limit):
         return {"error": TOO_MANY}
     return {"predictions": await exchange.attended(_predictions(exchange, served, embedder, asked))}
@@ -174,7 +181,7 @@ def _code(error: MedportError, image: EmbedImage) -> Code:
         return known
     if isinstance(error, DicomError):
         return "DICOM_ERROR"
-    return _UNREADABLE[_source_name(image)] if isinstance(error, ImageError) else "INVALID_REQUEST_FIELD_ERROR"
+    return _UNREADABLE[_source_name(image)] if isinstance(error, ImageError) else BAD_FIELD
 
 
 async def texts(exchange: Asking, embedder: Embedder, texts: Sequence[str]) -> list[npt.NDArray[np.float32]]:
