@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import orjson
 
 from medport.errors import InputError, MedportError, NotReady, QuotaExceeded, ServerError, row_of
-from medport_local.engine.embedder import Embedder
 from medport_local.serving import container, guard
 from medport_local.serving.endpoints import Served
 from medport_local.serving.outcome import Facts
@@ -104,18 +103,8 @@ async def _asked(served: Served, instance: Mapping[str, object]) -> Mapping[str,
         try:
             return await container.predict(Row(), served, {"instances": [instance]})
         except QuotaExceeded as busy:
-            if _too_large_ever(served, instance):
-                raise
             # Online requests go first, for as long as they fill the queue.
             await asyncio.sleep(min(busy.retry_after_s or 1.0, _MAX_WAIT_S))
-
-
-def _too_large_ever(served: Served, instance: Mapping[str, object]) -> bool:
-    """Whether even an idle engine would refuse it."""
-    if isinstance(served.engine, Embedder):
-        return False
-    limits, wanted = served.engine.limits, instance.get("n")
-    return isinstance(wanted, int | float) and wanted > limits.max_running + limits.max_queue
 
 
 def checked(body: Mapping[str, object], served: Served, instance: Mapping[str, object]) -> object:

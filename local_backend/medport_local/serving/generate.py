@@ -117,7 +117,17 @@ def _grammar(engine: Engine, request: ChatRequest) -> Grammar | None:
 
 
 def submit(engine: Engine, job: Job) -> list[Handle]:
-    """All the sequences of a job, or none of them. Nothing is awaited, so that no handle can get lost."""
+    """All the sequences of a job, or none of them. Nothing is awaited, so that no handle can get lost.
+
+    Raises:
+        QuotaExceeded: the queue has no room for all of them now.
+        InputError: it never will.
+    """
+    room = engine.limits.max_running + engine.limits.max_queue
+    if len(job.samplings) > room:
+        raise InputError(
+            f"is more than the {room} answers that this server writes at once", field="n", remedy="ask for fewer"
+        )
     handles: list[Handle] = []
     try:
         for each in job.samplings:

@@ -77,8 +77,17 @@ def test_attack_3_a_million_answers_are_refused_and_none_is_begun(http: httpx.Cl
     assert engine.stats().steps == steps
 
 
+def test_attack_3_answers_that_the_queue_never_holds_are_refused_for_good(http: httpx.Client) -> None:
+    error = predict(http, chat(n=5)).json()["error"]
+
+    assert error["details"][0]["metadata"]["field"] == "n"
+
+
 def test_attack_3_answers_beyond_the_queue_are_refused_together(http: httpx.Client, engine: TorchEngine) -> None:
-    answer = predict(http, chat(n=16, max_tokens=400, ignore_eos=True))
+    running = chat(max_tokens=400, ignore_eos=True, stream=True)
+    with http.stream("POST", f"{ROOT}/medgemma/chat/completions", json=running) as other:
+        next(other.iter_lines())
+        answer = predict(http, chat(n=4, max_tokens=400, ignore_eos=True))
 
     assert answer.status_code == 429
     assert int(answer.headers["Retry-After"]) >= 1

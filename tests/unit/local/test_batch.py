@@ -274,7 +274,7 @@ def test_row_that_never_fits_is_an_error_and_holds_up_nobody(http: httpx.Client,
     job = run(http, body(write(folder, "never.jsonl", {**CHAT, "n": 16, "temperature": 1.0}, CHAT)))
 
     (error,) = lines(folder, job, "prediction.errors_stats-*")
-    assert error["error"]["status"] == "RESOURCE_EXHAUSTED"
+    assert error["error"]["status"] == "INVALID_ARGUMENT"
     assert counts(job) == ("1", "1", "0")
 
 
