@@ -255,7 +255,7 @@ class Vertex:
                 "medport-lock": _label(served.lock_id),
             },
             "containerSpec": {
-                "imageUri": f"{LOCATION}-docker.pkg.dev/p/serving@sha256:{served.image_digest}",
+                "imageUri": f"registry.example/p/serving@sha256:{served.image_digest}",
                 "args": [f"--model={served.model_id}", f"--revision={served.revision}"],
                 "env": [{"name": "MODEL_ID", "value": served.model_id}],
                 "ports": [{"containerPort": 8080}],
