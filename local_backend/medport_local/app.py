@@ -56,8 +56,8 @@ logger = logging.getLogger(__name__)
 class Settings:
     """What one server serves, and under which names."""
 
-    snapshots: Mapping[str, Path] = field(default_factory=lambda: phantom_snapshots())
-    """Model directory by family: ``medgemma``, ``medsiglip``, or one of them."""
+    snapshots: Mapping[str, Path | Snapshot] = field(default_factory=lambda: phantom_snapshots())
+    """Model directory by family, ``medgemma``, ``medsiglip``, or one of them; or a snapshot that is verified."""
     project: str = "local"
     location: str = "europe-west4"
     """A real region's name: Google's client refuses others."""
@@ -151,8 +151,8 @@ def create_app(settings: Settings, *, tracer_provider: TracerProvider | None = N
             # First: a log that cannot be written should not cost the loading of a model.
             if settings.audit_dir is not None:
                 guard.audit = await asyncio.to_thread(AuditLog, settings.audit_dir)
-            for name, directory in settings.snapshots.items():
-                snapshot, engine = await asyncio.to_thread(_open, name, directory, settings)
+            for name, source in settings.snapshots.items():
+                snapshot, engine = await asyncio.to_thread(_open, name, source, settings)
                 engines[name] = engine
                 for plan in PLANS[snapshot.family]:
                     if plan.dialect not in settings.dialects:
@@ -272,8 +272,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _open(name: str, directory: Path, settings: Settings) -> tuple[Snapshot, Engine | Embedder]:
-    snapshot = open_snapshot(directory)
+def _open(name: str, source: Path | Snapshot, settings: Settings) -> tuple[Snapshot, Engine | Embedder]:
+    snapshot = source if isinstance(source, Snapshot) else open_snapshot(source)
     if snapshot.family != name:
         raise ConfigError(
             f"the snapshot for {name} is a {snapshot.family}",

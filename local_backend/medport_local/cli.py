@@ -7,7 +7,6 @@ import ipaddress
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medport.errors import EXIT_INTERRUPTED, ConfigError, MedportError, row_of
+from medport.errors import ConfigError, MedportError, row_of
 from medport_local import cli_audit, cli_keys
+from medport_local.stopping import Stop
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -158,26 +158,10 @@ async def _until_signal(
 ) -> int:
     from medport_local import app
 
-    stop = asyncio.Event()
-    codes: list[int] = []
-    ready: list[bool] = []
-
-    def leave(code: int) -> None:
-        if codes or not ready:
-            # A second signal; or still loading, which cannot be interrupted and leaves nothing to drain.
-            os._exit(code)
-        codes.append(code)
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, EXIT_INTERRUPTED)):
-        try:
-            loop.add_signal_handler(number, leave, code)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda *_, code=code: loop.call_soon_threadsafe(leave, code))
+    stop = Stop()
 
     def announce(started: Starlette) -> None:
-        ready.append(True)
+        stop.ready = True
         deployed: Mapping[str, Deployed] = started.state.deployed
         facts.show(
             {each.plan.key: each.endpoint_name for each in deployed.values()},
@@ -185,8 +169,10 @@ async def _until_signal(
             sorted({each.snapshot.notice for each in deployed.values() if each.snapshot.notice}),
         )
 
-    await app.serve(settings, listener, stop=stop, on_ready=announce, tls=tls, tracer_provider=tracer_provider)
-    return codes[0] if codes else 0
+    await app.serve(
+        settings, listener, stop=stop.asked, on_ready=announce, tls=tls, tracer_provider=tracer_provider
+    )
+    return stop.exit_code
 
 
 class _Facts:

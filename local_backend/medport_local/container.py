@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +18,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medport.errors import EXIT_INTERRUPTED, ConfigError, MedportError, VerificationError, row_of
+from medport.errors import ConfigError, MedportError, VerificationError, row_of
 from medport_local.container_settings import ContainerSettings
 from medport_local.serving.logs import formatter
 from medport_local.snapshot import Snapshot, open_snapshot
 from medport_local.snapshot_source import obtain
+from medport_local.stopping import Stop
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -108,7 +108,7 @@ def app_settings(settings: ContainerSettings, snapshot: Snapshot) -> Settings:
     engine = {"max_running": settings.max_running, "max_images": settings.max_images}
     embedder = {"max_batch": settings.max_batch, "max_per_request": settings.max_embeddings}
     return Settings(
-        snapshots={snapshot.family: snapshot.directory},
+        snapshots={snapshot.family: snapshot},
         dialects=("medsiglip",) if snapshot.family == "medsiglip" else (settings.dialect,),
         container=ContainerRoutes(settings.predict_route, settings.health_route, lists=settings.batch_prediction),
         device=settings.device,
@@ -166,22 +166,13 @@ def _image_side_px(directory: Path) -> int | None:
 
 
 async def _until_signal(settings: ContainerSettings, listener: socket.socket, stack: ExitStack) -> int:
-    stop = asyncio.Event()
-    codes: list[int] = []
-    ready = asyncio.Event()
+    stop = Stop()
 
-    def leave(code: int) -> None:
-        if codes or not ready.is_set():
-            # A second signal; or still loading, which cannot be interrupted and leaves nothing to drain.
-            os._exit(code)
-        codes.append(code)
-        stop.set()
+    def ready() -> None:
+        stop.ready = True
 
-    loop = asyncio.get_running_loop()
-    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, EXIT_INTERRUPTED)):
-        loop.add_signal_handler(number, leave, code)
-    await run(settings, listener, stop=stop, stack=stack, on_ready=ready.set)
-    return codes[0] if codes else 0
+    await run(settings, listener, stop=stop.asked, stack=stack, on_ready=ready)
+    return stop.exit_code
 
 
 async def _not_yet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

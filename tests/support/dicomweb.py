@@ -38,12 +38,17 @@ def pydicom_file(name: str) -> bytes:
     return Path(str(get_testdata_file(name))).read_bytes()
 
 
-def slices(count: int, name: str = "CT_small.dcm") -> list[bytes]:
-    """A series made from one file: ``count`` objects, 5 mm apart, numbered from 1, each with a UID of its own."""
+def slices(count: int, name: str = "CT_small.dcm", *, brighter: int = 0) -> list[bytes]:
+    """A series made from one file: ``count`` objects, 5 mm apart, numbered from 1, each with a UID of its own.
+
+    Each may be ``brighter`` than the one below by some stored values, so that they can be told apart.
+    """
     series = generate_uid()
     made = []
     for index in range(count):
         one = dcmread(BytesIO(pydicom_file(name)))
+        if brighter:
+            one.PixelData = (one.pixel_array + brighter * index).astype(one.pixel_array.dtype).tobytes()
         one.SeriesInstanceUID = series
         one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = generate_uid()
         one.InstanceNumber = index + 1

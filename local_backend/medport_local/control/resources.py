@@ -6,11 +6,11 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
-from medport.errors import ConfigError, InputError, NotFound
-from medport.wire.vertex import Pins, model_from_pins
+from medport.errors import ConfigError, NotFound
+from medport.wire.vertex import Pins, filter_terms, model_from_pins, rfc3339
 from medport_local.snapshot import Family, Snapshot
 
 FAMILY_LABEL = "medport-family"
@@ -112,7 +112,7 @@ class Resources:
         Raises:
             InputError: the filter holds a term that is not known here. To ignore it would give too many.
         """
-        terms = _terms(wanted)
+        terms = [_term(found) for found in filter_terms(wanted, _TERM, remedy=_TERMS)]
         shown = [self._endpoint(each) for each in self._deployed.values() if _fits(each, project, location)]
         return {"endpoints": [each for each in shown if all(term(each) for term in terms)]}
 
@@ -134,7 +134,7 @@ class Resources:
             snapshot_sha256=snapshot.snapshot_sha256,
             notice=snapshot.notice,
         )
-        since = _rfc3339(deployed.since)
+        since = rfc3339(deployed.since)
         return model_from_pins(deployed.model_name, VERSION, pins) | {
             "versionAliases": ["default"],
             # Google's client asks for these before it sends a deployment or a batch job.
@@ -158,7 +158,7 @@ class Resources:
         return deployed
 
     def _endpoint(self, deployed: Deployed) -> dict[str, Any]:
-        since = _rfc3339(deployed.since)
+        since = rfc3339(deployed.since)
         dns = {}
         if self._advertised and deployed.plan.dedicated:
             dns["dedicatedEndpointDns"] = self._advertised
@@ -192,22 +192,7 @@ _TERM = re.compile(
         |labels[.:](?P<has>[a-z0-9_-]{1,63})(?::\*)?)""",
     re.VERBOSE,
 )
-
-
-def _terms(wanted: str) -> list[Callable[[Mapping[str, Any]], bool]]:
-    """The conditions of a filter. Source: Vertex AI, REST reference, endpoints.list."""
-    parts = [part.strip() for part in re.split(r"\sAND\s", wanted)] if wanted.strip() else []
-    terms: list[Callable[[Mapping[str, Any]], bool]] = []
-    for part in parts:
-        found = _TERM.fullmatch(part)
-        if found is None:
-            raise InputError(
-                "holds a term that is not known here",
-                field="filter",
-                remedy='use display_name="X", endpoint="ID", labels.KEY="VALUE" or labels.KEY:*, joined by AND',
-            )
-        terms.append(_term(found))
-    return terms
+_TERMS = 'use display_name="X", endpoint="ID", labels.KEY="VALUE" or labels.KEY:*, joined by AND'
 
 
 def _term(found: re.Match[str]) -> Callable[[Mapping[str, Any]], bool]:
@@ -233,7 +218,3 @@ def check_location(location: str) -> None:
 
 def _fits(deployed: Deployed, project: str, location: str) -> bool:
     return project in ("-", deployed.project) and location in ("-", deployed.location)
-
-
-def _rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

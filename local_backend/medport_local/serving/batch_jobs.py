@@ -22,6 +22,7 @@ from pydantic.alias_generators import to_camel
 
 from medport.errors import InputError, MedportError, NotFound, QuotaExceeded, row_of
 from medport.wire import Deferred, Whole
+from medport.wire.vertex import filter_terms, rfc3339
 from medport_local.serving.endpoints import Served
 
 State: TypeAlias = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLING", "CANCELLED"]
@@ -184,8 +185,8 @@ class Job:
             **self.request.model_dump(by_alias=True, exclude_unset=True),
             "name": self.name,
             "state": f"JOB_STATE_{self.state}",
-            "createTime": _rfc3339(self.created),
-            "updateTime": _rfc3339(self.ended or self.updated or self.started or self.created),
+            "createTime": rfc3339(self.created),
+            "updateTime": rfc3339(self.ended or self.updated or self.started or self.created),
             "modelVersionId": self.served.model_version_id,
             "completionStats": {
                 "successfulCount": str(self.succeeded),
@@ -194,9 +195,9 @@ class Job:
             },
         }
         if self.started is not None:
-            shown["startTime"] = _rfc3339(self.started)
+            shown["startTime"] = rfc3339(self.started)
         if self.ended is not None:
-            shown["endTime"] = _rfc3339(self.ended)
+            shown["endTime"] = rfc3339(self.ended)
         if self.folder is not None:
             shown["outputInfo"] = {"gcsOutputDirectory": self.folder}
         if self.failures:
@@ -279,7 +280,7 @@ class Jobs:
         Raises:
             InputError: names the parameter.
         """
-        fits = _terms(wanted)
+        fits = [_term(found) for found in filter_terms(wanted, _TERM, remedy=_TERMS)]
         most = min(_whole(size, "pageSize") or MAX_PAGE, MAX_PAGE)
         before = _whole(token, "pageToken")
         found: list[Job] = []
@@ -299,21 +300,7 @@ _TERM = re.compile(
         \s*(?P<not>!?)=\s*(?P<quote>["']?)(?P<value>[^"']*)(?P=quote)""",
     re.VERBOSE,
 )
-
-
-def _terms(wanted: str) -> Sequence[Callable[[Job], bool]]:
-    """The conditions of a filter. One that is not known is refused: to ignore it would give too many."""
-    terms: list[Callable[[Job], bool]] = []
-    for part in re.split(r"\sAND\s", wanted) if wanted.strip() else ():
-        found = _TERM.fullmatch(part.strip())
-        if found is None:
-            raise InputError(
-                "holds a term that is not known here",
-                field="filter",
-                remedy='use display_name="X", state="JOB_STATE_X", model="X" or labels.KEY="VALUE", joined by AND',
-            )
-        terms.append(_term(found))
-    return terms
+_TERMS = 'use display_name="X", state="JOB_STATE_X", model="X" or labels.KEY="VALUE", joined by AND'
 
 
 def _term(found: re.Match[str]) -> Callable[[Job], bool]:
@@ -331,7 +318,3 @@ def _whole(text: str, field: str) -> int:
     if text and not (text.isascii() and text.isdecimal() and len(text) < 20):
         raise InputError("is not a number from before", field=field, remedy="leave it out")
     return int(text or 0)
-
-
-def _rfc3339(moment: datetime) -> str:
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

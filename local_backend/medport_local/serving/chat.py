@@ -6,7 +6,6 @@ the parameters beyond OpenAI's.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -36,7 +35,8 @@ from medport_local.serving.exchange import JSON, Events
 from medport_local.serving.generate import Job
 from medport_local.serving.outcome import Asking
 from medport_local.serving.raw import RawRequest
-from medport_local.serving.sources import codec_of, decoded, pixel_values, read_url
+from medport_local.serving.sources import codec_of, image_values
+from medport_local.serving.together import together
 
 Asked: TypeAlias = ChatRequest | RawRequest
 
@@ -87,7 +87,7 @@ async def predict(
     if len({type(each) for each in asked}) > 1:
         raise InputError("mix chats and raw prompts", field="instances", remedy="send them in two requests")
     answers = await exchange.attended(_answer_all(exchange, served, engine, asked))
-    if asked and isinstance(asked[0], RawRequest):
+    if isinstance(asked[0], RawRequest):
         return raw.joined([each for each in asked if isinstance(each, RawRequest)], answers)
     return {"predictions": answers if several or served.lists else answers[0]}
 
@@ -113,16 +113,16 @@ async def stream(exchange: Asking, served: Served, engine: Engine, request: Aske
     job = await exchange.attended(prepared(exchange, served, engine, request))
     # From here to the return nothing is awaited, so that no handle can get lost.
     handles = generate.submit(engine, job)
-    pairs = generate.events(handles)
+    pairs = _noted(exchange, generate.events(handles), job)
     if isinstance(request, RawRequest):
+        exchange.facts.operation = "text_completion"
         values = raw.chunks(pairs, request)
         return Events(
             values, close=lambda: generate.cancel(engine, handles), media_type="application/octet-stream",
             encode=raw.encoded, last=None,
         )  # fmt: skip
-    exchange.facts.prompt_tokens += len(job.tokens)
     exchange.facts.operation = "chat"
-    chunks = _chunks(exchange, pairs, request, job, served.model_display_name)
+    chunks = _chunks(pairs, request, job, served.model_display_name)
     return Events(chunks, close=lambda: generate.cancel(engine, handles))
 
 
@@ -143,9 +143,6 @@ def read(values: object) -> Asked:
     _refuse_unhonoured(given)
     if given.get("stream") in ("true", "false"):  # so it stands in aiplatform's own example of invoke
         given["stream"] = given["stream"] == "true"
-    stop = given.get("stop")
-    if isinstance(stop, str):
-        given["stop"] = [stop] if stop else []
     if "max_completion_tokens" in given:
         given["max_tokens"] = given.pop("max_completion_tokens")
     if "guided_json" in given:  # vLLM's older spelling
@@ -217,12 +214,7 @@ async def _answer_all(
                 error.field = inside(f"instances[{i}]", error.field)
             raise
 
-    tasks = [asyncio.ensure_future(one(i)) for i in range(len(asked))]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
+    return await together(one(i) for i in range(len(asked)))
 
 
 async def _answer(exchange: Asking, served: Served, engine: Engine, request: Asked) -> dict[str, object]:
@@ -238,21 +230,34 @@ async def _answer(exchange: Asking, served: Served, engine: Engine, request: Ask
 async def prepared(exchange: Asking, served: Served, engine: Engine, request: Asked) -> Job:
     """Fetch, decode and tokenise; the event loop serves others meanwhile."""
     urls = request.images() if isinstance(request, RawRequest) else engine.prompts.check(request.messages)
-    images = await asyncio.gather(
-        *(_image(exchange, served, engine, url, f"images[{i}]") for i, url in enumerate(urls))
-    )
+    images: list[PixelValues] = []
+    if urls:
+        codec = codec_of(engine)
+        images = await together(
+            image_values(exchange, served, codec, url, field=f"images[{i}]") for i, url in enumerate(urls)
+        )
     build = generate.chat_job if isinstance(request, ChatRequest) else raw.job
     return await served.threads.decoding(build, engine, request, images)
 
 
-async def _image(exchange: Asking, served: Served, engine: Engine, url: str, field: str) -> PixelValues:
-    source = await read_url(served, url, field=field, deadline=exchange.deadline)
-    codec = codec_of(engine)
-    return await served.threads.decoding(lambda: pixel_values(codec, decoded(source, field=field)))
+async def _noted(
+    exchange: Asking, pairs: AsyncGenerator[tuple[int, Event], None], job: Job
+) -> AsyncGenerator[tuple[int, Event], None]:
+    """The same events, counted for the request's facts."""
+    facts = exchange.facts
+    facts.prompt_tokens += len(job.tokens)
+    counts = [0] * len(job.samplings)
+    async with aclosing(pairs) as arriving:
+        async for i, event in arriving:
+            exchange.first_token()
+            facts.completion_tokens += event.completion_tokens - counts[i]
+            counts[i] = event.completion_tokens
+            if event.finish_reason is not None:
+                facts.finish_reasons = [*facts.finish_reasons, event.finish_reason]
+            yield i, event
 
 
 async def _chunks(
-    exchange: Asking,
     pairs: AsyncGenerator[tuple[int, Event], None],
     request: ChatRequest,
     job: Job,
@@ -265,13 +270,10 @@ async def _chunks(
         yield stream.chunk(i, ChunkDelta(role="assistant"))
     async with aclosing(pairs) as arriving:
         async for i, event in arriving:
-            exchange.first_token()
-            exchange.facts.completion_tokens += event.completion_tokens - counts[i]
             counts[i] = event.completion_tokens
             if event.text or event.tokens:
                 yield stream.chunk(i, ChunkDelta(content=event.text), event=event if request.logprobs else None)
             if event.finish_reason is not None:
-                exchange.facts.finish_reasons = [*exchange.facts.finish_reasons, event.finish_reason]
                 yield stream.chunk(i, ChunkDelta(), event.finish_reason)
     if request.stream_options is not None and request.stream_options.include_usage:
         yield stream.usage(generate.usage(len(job.tokens), sum(counts)))

@@ -10,7 +10,6 @@ Source: Google-Health/medgemma, python/serving/predictor.py.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -38,6 +37,7 @@ from medport_local.serving.endpoints import Served
 from medport_local.serving.generate import Job
 from medport_local.serving.outcome import Asking
 from medport_local.serving.sources import codec_of, pixel_values, read_url
+from medport_local.serving.together import together
 
 MODEL_NAME = "placeholder"
 """What the reference container writes there, and what its readers have learnt not to read."""
@@ -93,12 +93,7 @@ def _read(values: object, place: str | None) -> DicomChatRequest:
 async def _answers(
     exchange: Asking, served: Served, engine: Engine, asked: Sequence[DicomChatRequest]
 ) -> list[Body]:
-    tasks = [asyncio.ensure_future(_answer(exchange, served, engine, request)) for request in asked]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
+    return await together(_answer(exchange, served, engine, request) for request in asked)
 
 
 async def _answer(exchange: Asking, served: Served, engine: Engine, request: DicomChatRequest) -> Body:
@@ -120,11 +115,9 @@ async def _prepared(exchange: Asking, served: Served, engine: Engine, request: D
         if message.role != "user" or isinstance(message.content, str):
             messages.append(_message(message, None))
             continue
-        views = await asyncio.gather(
-            *(
-                _views(exchange, served, engine, part, f"messages[{i}].content[{j}]")
-                for j, part in enumerate(message.content)
-            )
+        views = await together(
+            _views(exchange, served, engine, part, f"messages[{i}].content[{j}]")
+            for j, part in enumerate(message.content)
         )
         messages.append(_message(message, views))
         images += [view.values for part in views for view in part or ()]
@@ -206,20 +199,15 @@ async def _sources(exchange: Asking, served: Served, part: UserPart, field: str)
             )
             return list(series), False
         each = [uris] if isinstance(uris, str) else uris
-        fetched = await asyncio.gather(
-            *(
-                served.threads.fetching(
-                    fetcher.dicom_instance, uri, credential=dicom.access_credential, field=field, deadline=deadline
-                )
-                for uri in each
+        return await together(
+            served.threads.fetching(
+                fetcher.dicom_instance, uri, credential=dicom.access_credential, field=field, deadline=deadline
             )
-        )
-        return list(fetched), True
+            for uri in each
+        ), True
     urls, credential = _urls(part)
-    return list(
-        await asyncio.gather(
-            *(read_url(served, url, field=field, credential=credential, deadline=deadline) for url in urls)
-        )
+    return await together(
+        read_url(served, url, field=field, credential=credential, deadline=deadline) for url in urls
     ), True
 
 

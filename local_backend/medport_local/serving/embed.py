@@ -26,7 +26,8 @@ from medport_local.engine.embedder import Embedder
 from medport_local.serving import regions
 from medport_local.serving.endpoints import Served
 from medport_local.serving.outcome import Asking
-from medport_local.serving.sources import decoded, pixel_values, read_url
+from medport_local.serving.sources import image_values, pixel_values, read_url
+from medport_local.serving.together import together
 
 Body: TypeAlias = dict[str, object]
 MAX_KEYS = 64
@@ -97,7 +98,7 @@ def _count(instance: EmbedInstance) -> int:
 async def _predictions(
     exchange: Asking, served: Served, embedder: Embedder, instances: Sequence[EmbedInstance]
 ) -> list[object]:
-    inputs = await asyncio.gather(*(_input(exchange, served, embedder.images, each) for each in instances))
+    inputs = await together(_input(exchange, served, embedder.images, each) for each in instances)
     images = [view.values for each in inputs if isinstance(each, list) for view in each]
     texts = [each for each in inputs if isinstance(each, str)]
     of_images, of_texts = await asyncio.gather(embedder.embed_images(images), embedder.embed_texts(texts))
@@ -196,13 +197,13 @@ async def images(
 ) -> list[npt.NDArray[np.float32]]:
     """One unit vector for each image, by ``data:`` or other URL, for the OpenAI path."""
 
-    async def one(i: int) -> PixelValues:
-        source = await read_url(served, urls[i], field=f"{field}[{i}]", deadline=exchange.deadline)
-        codec = embedder.images
-        return await served.threads.decoding(lambda: pixel_values(codec, decoded(source, field=f"{field}[{i}]")))
-
     async def all_of_them() -> list[npt.NDArray[np.float32]]:
-        return await embedder.embed_images(await asyncio.gather(*map(one, range(len(urls)))))
+        codec = embedder.images
+        return await embedder.embed_images(
+            await together(
+                image_values(exchange, served, codec, url, field=f"{field}[{i}]") for i, url in enumerate(urls)
+            )
+        )
 
     vectors = await exchange.attended(all_of_them())
     _tell(exchange, len(vectors))

@@ -29,14 +29,11 @@ from medport_local.serving.guard import Guard
 from medport_local.serving.keys import ANYONE, Action, Principal
 from medport_local.serving.lifecycle import Lifecycle
 from medport_local.serving.outcome import Facts
-from medport_local.serving.visit import CLIENT_CLOSED, Visit
+from medport_local.serving.visit import CLIENT_CLOSED, Visit, feed
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
-_LARGE = 1024 * 1024
-"""Bytes whose digest takes longer than a switch to a worker thread."""
 
 
 class ClientGone(Exception):
@@ -116,7 +113,7 @@ class Exchange:
         self.body_broken = False
         self.bytes_in = len(data)
         if self.body_digest is not None:
-            await _feed(self.body_digest, data)
+            await feed(self.body_digest, data)
         return data
 
     def bound(self, seconds: float) -> None:
@@ -330,10 +327,3 @@ async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # looked at, so that asyncio does not complain that nobody did
-
-
-async def _feed(digest: hmac.HMAC, data: bytes) -> None:
-    if len(data) < _LARGE:
-        digest.update(data)
-    else:
-        await asyncio.to_thread(digest.update, data)

@@ -6,7 +6,7 @@ A route that is added to the table needs an entry here; a test tells if it has n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from medport.wire.chat import REQUEST_FORMAT
@@ -42,6 +42,16 @@ _RAW = (*_CHAT, "RawRequest", *_INSTANCES)
 _CHAT_REPLY = ("ChatReply", "DicomError")
 _RAW_REPLY = (*_CHAT_REPLY, "ChatPredictions", "RawPredictions", "EmbedPredictions", "TooMany")
 
+_HANDED_ON = Operation(
+    summary="Hand a body to the container, which may stream its answer",
+    description=_RAW_STREAM,
+    tag="vertex",
+    body=_RAW,
+    reply=_RAW_REPLY,
+    texts=(EVENTS,),
+    container=True,
+)
+
 OPERATIONS: Mapping[str, Operation] = {
     "health": Operation(summary="Whether the server answers, or takes requests", tag="operation", texts=(TEXT,)),
     "metrics": Operation(summary="What Prometheus reads", tag="operation", texts=(TEXT, OPENMETRICS)),
@@ -70,33 +80,14 @@ OPERATIONS: Mapping[str, Operation] = {
     "rawPredict": Operation(
         summary="Hand a body to the container", tag="vertex", body=_RAW, reply=_RAW_REPLY, container=True
     ),
-    "streamRawPredict": Operation(
-        summary="Hand a body to the container, which may stream its answer",
-        description=_RAW_STREAM,
-        tag="vertex",
-        body=_RAW,
-        reply=_RAW_REPLY,
-        texts=(EVENTS,),
-        container=True,
-    ),
-    "invoke": Operation(
+    "streamRawPredict": _HANDED_ON,
+    "invoke": replace(
+        _HANDED_ON,
         summary="Any path of the container",
-        description=_RAW_STREAM,
-        tag="vertex",
         body=(*_RAW, "EmbeddingsRequest"),
         reply=(*_RAW_REPLY, "EmbeddingsReply"),
-        texts=(EVENTS,),
-        container=True,
     ),
-    "containerPredict": Operation(
-        summary="The predict route of Vertex's custom-container contract",
-        description=_RAW_STREAM,
-        tag="vertex",
-        body=_RAW,
-        reply=_RAW_REPLY,
-        texts=(EVENTS,),
-        container=True,
-    ),
+    "containerPredict": replace(_HANDED_ON, summary="The predict route of Vertex's custom-container contract"),
     "createJob": Operation(
         summary="Begin a batch prediction job", tag="vertex", body=("JobRequest",), reply=("BatchJob",)
     ),

@@ -72,9 +72,6 @@ def read(given: dict[str, object]) -> RawRequest:
     for key, neutral in _NEUTRAL.items():
         if key in given and given[key] not in neutral:
             raise InputError("is not supported with a raw prompt", field=key, remedy="send messages instead")
-    stop = given.get("stop")
-    if isinstance(stop, str):
-        given["stop"] = [stop] if stop else []
     request = checked(RawRequest, given)
     request.check()
     return request

@@ -9,6 +9,7 @@ from medport.images import Image, is_data_url, load, prepare
 from medport_local.engine.codecs import ImageCodec, PixelValues
 from medport_local.engine.engine import Engine
 from medport_local.serving.endpoints import IMAGE_LIMITS, SERVER_SIDE_PX, Served
+from medport_local.serving.outcome import Asking
 
 _REMOTE = ("http://", "https://")
 
@@ -37,6 +38,12 @@ async def read_url(
     if fetch is None:
         raise ImageError("is not a data: URL", field=field, remedy="send the image itself as a data: URL")
     return await served.threads.fetching(fetch, bare, credential=credential, field=field, deadline=deadline)
+
+
+async def image_values(asking: Asking, served: Served, codec: ImageCodec, url: str, *, field: str) -> PixelValues:
+    """The model's input for the image behind a URL. Raises as ``read_url`` and ``load`` do."""
+    source = await read_url(served, url, field=field, deadline=asking.deadline)
+    return await served.threads.decoding(lambda: pixel_values(codec, decoded(source, field=field)))
 
 
 def decoded(source: bytes | str, *, field: str) -> Image:

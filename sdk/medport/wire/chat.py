@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from medport.errors import InputError, ProtocolError
 from medport.wire import Deferred, Whole
@@ -104,6 +104,10 @@ class SchemaFormat(Deferred):
 ResponseFormat = Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")]
 
 
+def _listed(stop: object) -> object:
+    return [stop] * bool(stop) if isinstance(stop, str) else stop
+
+
 class Generation(Sampling):
     """How tokens are chosen, with all that the serving containers take beyond ``Sampling``.
 
@@ -122,6 +126,8 @@ class Generation(Sampling):
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    stop: Annotated[list[Stop], BeforeValidator(_listed), Field(max_length=16, default_factory=list)]
+    """One text may stand for a list of one."""
     stop_token_ids: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(max_length=64, default_factory=list)]
 
     def check(self) -> None:

@@ -162,9 +162,6 @@ def normalised(values: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in values.items() if value is not None}
     if "max_completion_tokens" in given:
         given["max_tokens"] = given.pop("max_completion_tokens")
-    stop = given.get("stop")
-    if isinstance(stop, str):
-        given["stop"] = [stop] if stop else []
     messages = given.get("messages")
     if isinstance(messages, list):
         given["messages"] = [_message(message) for message in messages]

@@ -9,13 +9,14 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from medport.errors import MedportError, NotReady, class_for, row_of
+from medport.errors import InputError, MedportError, NotReady, class_for, row_of
 from medport.wire import Deferred
 
 DEPLOYED_MODEL_HEADER = "X-Vertex-AI-Deployed-Model-Id"
@@ -233,3 +234,26 @@ def scrubbed(message: str) -> str:
         return ""
     line = re.sub(r"'[^']*'?|\"[^\"]*\"?|[A-Za-z0-9+/=_-]{48,}", "…", line)
     return line[:200]
+
+
+def filter_terms(wanted: str, form: re.Pattern[str], *, remedy: str) -> list[re.Match[str]]:
+    """The terms of a list call's filter, joined by ``AND``. Source: Vertex AI REST reference, list methods.
+
+    Args:
+        form: what a term looks like, for the resource that is listed.
+
+    Raises:
+        InputError: a term has another form. To ignore it would give too many.
+    """
+    terms = []
+    for part in re.split(r"\sAND\s", wanted) if wanted.strip() else ():
+        found = form.fullmatch(part.strip())
+        if found is None:
+            raise InputError("holds a term that is not known here", field="filter", remedy=remedy)
+        terms.append(found)
+    return terms
+
+
+def rfc3339(moment: datetime) -> str:
+    """A time as protobuf's JSON writes it, in UTC."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -330,9 +330,12 @@ def test_an_input_size_that_is_not_the_models_is_refused(copied: Path) -> None:
 def test_a_container_serves_its_one_model_in_one_dialect(
     family: Any, settings: ContainerSettings, dialects: tuple[str, ...]
 ) -> None:
-    made = app_settings(settings, open_snapshot(phantom.weights_dir(family)))
+    snapshot = open_snapshot(phantom.weights_dir(family))
 
-    assert made.snapshots == {family: phantom.weights_dir(family)}
+    made = app_settings(settings, snapshot)
+
+    assert snapshot.directory == phantom.weights_dir(family)
+    assert made.snapshots == {family: snapshot}  # the verified one, so that its files are not hashed again
     assert made.dialects == dialects
     assert made.api_key is None
     assert made.allow_fetch == ()

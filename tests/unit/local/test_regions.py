@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-
 import numpy as np
 import pytest
-from pydicom import dcmread
-from pydicom.uid import generate_uid
-from support.dicomweb import pydicom_file
+from support.dicomweb import pydicom_file, slices
 from support.slides import picture, pyramid, whole_slide
 
 from medport.errors import InputError
@@ -20,20 +16,7 @@ from medport_local.serving.regions import chat_images, embed_images
 
 def volume(count: int, name: str = "CT_small.dcm") -> list[bytes]:
     """Slices that differ: each a little brighter than the one below."""
-    series = generate_uid()
-    made = []
-    for i in range(count):
-        one = dcmread(BytesIO(pydicom_file(name)))
-        one.PixelData = (one.pixel_array + 60 * i).astype(one.pixel_array.dtype).tobytes()
-        one.SeriesInstanceUID = series
-        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-        one.InstanceNumber = i + 1
-        x, y, _ = one.ImagePositionPatient
-        one.ImagePositionPatient = [x, y, i * 5.0]
-        file = BytesIO()
-        one.save_as(file, enforce_file_format=True)
-        made.append(file.getvalue())
-    return made
+    return slices(count, name, brighter=60)
 
 
 def seen(
