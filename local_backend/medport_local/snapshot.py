@@ -4,12 +4,16 @@ With a ``manifest.json`` every file must be listed and have the listed hash. Wit
 downloaded) everything is hashed and the result is what provenance reports. Either way nothing that can run code
 comes in: no pickles, no Python, no ``auto_map``.
 
+A snapshot remembers what each file must hold. Who reads one later reads it through the snapshot, which hashes
+those very bytes again; so it does not matter what is written to the directory meanwhile.
+
 This module reads files only; it needs neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,31 +22,51 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medport.errors import ConfigError, VerificationError
+from medport.errors import ConfigError
+from medport_local import safetensors_header
+from medport_local.model_identity import KNOWN_MODELS, Family, KnownModel, holds_int8, identify, kind_of, max_context
+from medport_local.safetensors_header import INDEX, LENGTH_BYTES, MAX_INDEX_BYTES
+from medport_local.snapshot_file import NO_LINKS, FileEntry, entry_of, open_file, read_whole, refuse
 
-Family = Literal["medgemma", "medsiglip"]
+__all__ = [
+    "KNOWN_MODELS",
+    "MANIFEST",
+    "Family",
+    "INT8_SUFFIX",
+    "FileEntry",
+    "KnownModel",
+    "Manifest",
+    "Parent",
+    "Snapshot",
+    "digest_of",
+    "open_snapshot",
+]
 
 MANIFEST = "manifest.json"
+INT8_SUFFIX = " int8"
+"""Ends the name of a model whose weights are int8: it answers otherwise than the model that it was made from."""
 _REFUSED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".h5", ".msgpack"})
 # What a download leaves beside the model; nothing reads them.
 _BYSTANDERS = re.compile(r"(?i)(readme\.md|license[^/]*|notice[^/]*|\.gitattributes|\.gitignore|\.cache/.*)\Z")
-_NO_LINKS = "copy the files themselves, as hf download --local-dir does"
-_CHUNK_BYTES = 4 * 2**20
 _MAX_CONFIG_BYTES = 4 * 2**20
-_MAX_HEADER_BYTES = 100 * 2**20
 
 
-class FileEntry(BaseModel):
-    """One file of a manifest."""
+class Parent(BaseModel):
+    """The snapshot that another one was derived from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    size_bytes: Annotated[int, Field(ge=0)]
+    model_id: str
+    revision: str | None
+    snapshot_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    def __str__(self) -> str:
+        """One line for provenance."""
+        return f"{self.model_id}@{self.revision or 'unpinned'} sha256:{self.snapshot_sha256}"
 
 
 class Manifest(BaseModel):
@@ -56,6 +80,7 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry]
     snapshot_sha256: str
     notice: str | None = None
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,59 +97,54 @@ class Snapshot:
     """sha256 of the canonical JSON of the table of files."""
     notice: str | None = None
     """A warning that belongs to the model, such as that it is a phantom."""
+    parent: str | None = None
+    """What it was derived from, for one of int8 weights: model, revision and sha256 in one line."""
+    int8: bool = False
+    """Whether the language model's weights are int8, each row with its scale (``engine.quantise``)."""
     takes_images: bool = True
     max_context: int = 8192
     """Tokens of prompt and answer together; of a text for MedSigLIP."""
-    stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
-    """Inode, size and times of each file when it was hashed."""
+    files: Mapping[str, FileEntry] = field(default_factory=dict, repr=False)
+    """What each file but the manifest holds, by its path inside the directory."""
+    shards: tuple[str, ...] = ()
+    """The files that hold the weights."""
 
-    def still_same(self) -> None:
-        """Check, after loading, that no file was exchanged since it was hashed.
+    def open(self, name: str) -> io.FileIO:
+        """Open a file for whoever hashes what he reads; ``files`` says what must come out.
 
         Raises:
-            VerificationError: one was; the loaded model must not be used.
+            VerificationError: it is gone, or is no regular file.
         """
-        for name, stamp in self.stamps.items():
-            if _stamp(os.lstat(self.directory / name)) != stamp:
-                _refuse(name, "changed while the model was being loaded", "stop whatever writes there")
+        return open_file(self.directory, name)
+
+    def read(self, name: str) -> bytes:
+        """The verified bytes of a small file.
+
+        Raises:
+            VerificationError: they are others than when the snapshot was opened.
+        """
+        data, entry = read_whole(self.directory, name)
+        self.expect(name, entry)
+        return data
+
+    def expect(self, name: str, found: FileEntry) -> None:
+        """Compare what was read from a file with what it must hold.
+
+        Raises:
+            VerificationError: they differ; nothing of what was read may be used.
+        """
+        if found != self.files[name]:
+            if self.revision is None:
+                refuse(name, "changed after the snapshot was opened", "stop whatever writes there")
+            refuse(name, "does not have the hash that the manifest lists")
 
 
-@dataclass(frozen=True, slots=True)
-class KnownModel:
-    """A published model and the shape by which its configuration gives it away."""
-
-    model_id: str
-    model_type: str
-    hidden: int
-    layers: int
-    image_px: int | None = None
-
-
-KNOWN_MODELS = (
-    KnownModel("google/medgemma-4b-it", "gemma3", 2560, 34),
-    KnownModel("google/medgemma-1.5-4b-it", "gemma3", 2560, 34),
-    KnownModel("google/medgemma-27b-it", "gemma3", 5376, 62),
-    KnownModel("google/medgemma-27b-text-it", "gemma3_text", 5376, 62),
-    KnownModel("google/medsiglip-448", "siglip", 1152, 27, 448),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    family: Family
-    takes_images: bool
-    architecture: str
-
-
-_KINDS: Mapping[str, _Kind] = {
-    "gemma3": _Kind("medgemma", True, "Gemma3ForConditionalGeneration"),
-    "gemma3_text": _Kind("medgemma", False, "Gemma3ForCausalLM"),
-    "siglip": _Kind("medsiglip", True, "SiglipModel"),
-}
-
-
-def open_snapshot(directory: str | os.PathLike[str]) -> Snapshot:
+def open_snapshot(directory: str | os.PathLike[str], *, defer_weights: bool = False) -> Snapshot:
     """Verify a model directory and say what it is.
+
+    Args:
+        defer_weights: do not hash the weights here if a manifest says what they must be. For who loads them next:
+            loading hashes them in any case, as it reads them. Their headers are checked here all the same.
 
     Raises:
         ConfigError: there is no such directory.
@@ -140,25 +160,34 @@ def open_snapshot(directory: str | os.PathLike[str]) -> Snapshot:
         )
     manifest = _read_manifest(root)
     names = list(_files(root, strict=manifest is not None))
-    hashed = _hash_all(root, names)
-    table = {name: entry for name, (entry, _) in hashed.items()}
+    texts = _read_texts(root, names)
+    index = texts[INDEX][0] if INDEX in texts else None
+    shards = safetensors_header.shards_of(names, index)
+    table = {name: entry for name, (_, entry) in texts.items()}
+    if manifest is not None and defer_weights:
+        table |= {name: manifest.files[name] for name in shards if name in manifest.files}
+    table |= _hash_all(root, [name for name in names if name not in table])
     if manifest is not None:
         _compare(manifest, table)
-    _check_weights(root, names)
-    config = _read_config(root, names)
-    kind = _kind_of(config)
+    config = _read_config({name: data for name, (data, _) in texts.items()})
+    kind = kind_of(config)
+    int8 = holds_int8(config, kind)
+    _check_headers(root, shards, table, index, int8=int8)
     if manifest is not None and manifest.family != kind.family:
-        _refuse(MANIFEST, f"says {manifest.family}, but config.json describes a {kind.family}")
+        refuse(MANIFEST, f"says {manifest.family}, but config.json describes a {kind.family}")
     return Snapshot(
         directory=root,
         family=kind.family,
-        model_id=manifest.repo_id if manifest else _identify(config, kind, root),
+        model_id=manifest.repo_id if manifest else identify(config, kind, root) + (INT8_SUFFIX if int8 else ""),
         revision=manifest.revision if manifest else None,
         snapshot_sha256=digest_of(table),
         notice=manifest.notice if manifest else None,
+        parent=str(manifest.parent) if manifest and manifest.parent else None,
+        int8=int8,
         takes_images=kind.takes_images,
-        max_context=_max_context(config, kind),
-        stamps={name: stamp for name, (_, stamp) in hashed.items()},
+        max_context=max_context(config, kind),
+        files=table,
+        shards=shards,
     )
 
 
@@ -168,21 +197,15 @@ def digest_of(table: Mapping[str, FileEntry]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _refuse(name: str, fault: str, remedy: str = "fetch the snapshot again") -> NoReturn:
-    raise VerificationError(f"{name}: {fault}", field=name, remedy=remedy)
-
-
 def _read_manifest(root: Path) -> Manifest | None:
-    path = root / MANIFEST
-    if not path.is_symlink() and not path.exists():
+    if not os.path.lexists(root / MANIFEST):
         return None
-    if path.is_symlink() or not path.is_file():
-        _refuse(MANIFEST, "is a link or not a regular file")
+    data, _ = read_whole(root, MANIFEST)
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(data)
     except ValidationError as fault:
         place = ".".join(str(step) for step in fault.errors(include_url=False, include_input=False)[0]["loc"])
-        _refuse(MANIFEST, f"cannot be read as a manifest (at {place or 'its start'})")
+        refuse(MANIFEST, f"cannot be read as a manifest (at {place or 'its start'})")
 
 
 def _files(root: Path, *, strict: bool) -> Iterator[str]:
@@ -192,94 +215,84 @@ def _files(root: Path, *, strict: bool) -> Iterator[str]:
         for name in sorted(folders):
             path = (inside / name).as_posix()
             if (Path(folder) / name).is_symlink():
-                _refuse(path, "is a link", _NO_LINKS)
+                refuse(path, "is a link", NO_LINKS)
         for name in sorted(files):
             path = (inside / name).as_posix()
             mode = os.lstat(Path(folder) / name).st_mode
             if stat.S_ISLNK(mode):
-                _refuse(path, "is a link", _NO_LINKS)
+                refuse(path, "is a link", NO_LINKS)
             if not stat.S_ISREG(mode):
-                _refuse(path, "is not a regular file", "remove it")
+                refuse(path, "is not a regular file", "remove it")
             if path == MANIFEST or (not strict and _BYSTANDERS.match(path)):
                 continue
             if Path(name).suffix.lower() in _REFUSED:
-                _refuse(path, "can hold code, and is never loaded", "remove it; weights come as *.safetensors")
+                refuse(path, "can hold code, and is never loaded", "remove it; weights come as *.safetensors")
             yield path
 
 
-def _hash_all(root: Path, names: list[str]) -> dict[str, tuple[FileEntry, tuple[int, ...]]]:
+def _read_texts(root: Path, names: list[str]) -> dict[str, tuple[bytes, FileEntry]]:
+    """The files that are looked into here; what is parsed is what was hashed."""
+    limits = {name: _MAX_CONFIG_BYTES for name in names if name.endswith("config.json")}
+    limits |= {name: MAX_INDEX_BYTES for name in names if name == INDEX}
+    return {name: read_whole(root, name, limit=limit) for name, limit in limits.items()}
+
+
+def _hash_all(root: Path, names: list[str]) -> dict[str, FileEntry]:
     # hashlib lets go of the interpreter's lock, so shards hash side by side.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(lambda name: _hash_one(root / name), names), strict=True))
-
-
-def _hash_one(path: Path) -> tuple[FileEntry, tuple[int, ...]]:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
-    size = 0
-    with open(path, "rb", buffering=0) as file:
-        stamp = _stamp(os.fstat(file.fileno()))
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            size += count
-    return FileEntry(sha256=digest.hexdigest(), size_bytes=size), stamp
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    # The change time cannot be set back by whoever exchanges a file, as its modification time can.
-    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return dict(zip(names, pool.map(lambda name: entry_of(root, name), names), strict=True))
 
 
 def _compare(manifest: Manifest, table: Mapping[str, FileEntry]) -> None:
     for name, entry in table.items():
         listed = manifest.files.get(name)
         if listed is None:
-            _refuse(name, "is not in the manifest", "remove it, or fetch the snapshot again")
+            refuse(name, "is not in the manifest", "remove it, or fetch the snapshot again")
         if entry.sha256 != listed.sha256:
-            _refuse(name, "does not have the hash that the manifest lists")
+            refuse(name, "does not have the hash that the manifest lists")
         if entry.size_bytes != listed.size_bytes:
-            _refuse(name, "does not have the size that the manifest lists")
+            refuse(name, "does not have the size that the manifest lists")
     for name in manifest.files:
         if name not in table:
-            _refuse(name, "is in the manifest but not in the directory")
+            refuse(name, "is in the manifest but not in the directory")
     if digest_of(table) != manifest.snapshot_sha256:
-        _refuse(MANIFEST, "its snapshot_sha256 is not that of its own table of files")
+        refuse(MANIFEST, "its snapshot_sha256 is not that of its own table of files")
 
 
-def _check_weights(root: Path, names: list[str]) -> None:
-    shards = [name for name in names if name.endswith(".safetensors")]
-    if not shards:
-        _refuse("model.safetensors", "is missing; only safetensors weights are loaded")
-    for name in shards:
-        with open(root / name, "rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > min(_MAX_HEADER_BYTES, (root / name).stat().st_size - 8):
-            _refuse(name, "is not a safetensors file: its header is longer than the file or than 100 MiB")
-    index = "model.safetensors.index.json"
-    if index in names:
-        named = _read_json(root, index, limit=64 * 2**20).get("weight_map")
-        for shard in set(named.values()) if isinstance(named, dict) else {None}:
-            if shard not in shards:
-                _refuse(index, f"names a shard that is not there: {shard}")
+def _check_headers(
+    root: Path, shards: tuple[str, ...], table: Mapping[str, FileEntry], index: bytes | None, *, int8: bool
+) -> None:
+    """Refuse early what loading would refuse; it checks again, on the bytes that it has hashed."""
+    layouts = {}
+    for shard in shards:
+        size = table[shard].size_bytes
+        with io.BufferedReader(open_file(root, shard)) as file:
+            if os.fstat(file.fileno()).st_size != size:
+                refuse(shard, "does not have the size that it should have")
+            length = safetensors_header.header_bytes(file.read(LENGTH_BYTES), size, shard=shard)
+            header = file.read(length)
+        layouts[shard] = safetensors_header.parse(
+            header, size - LENGTH_BYTES - length, shard=shard, int8=int8
+        )
+    safetensors_header.check_together(layouts, index)
 
 
-def _read_config(root: Path, names: list[str]) -> dict[str, Any]:
-    if "config.json" not in names:
-        _refuse("config.json", "is missing")
-    for name in names:
-        if name.endswith("config.json"):
-            _refuse_code(name, _read_json(root, name))
-    return _read_json(root, "config.json")
+def _read_config(texts: Mapping[str, bytes]) -> dict[str, Any]:
+    if "config.json" not in texts:
+        refuse("config.json", "is missing")
+    parsed = {name: _parse_json(name, data) for name, data in texts.items() if name != INDEX}
+    for name, value in parsed.items():
+        _refuse_code(name, value)
+    return parsed["config.json"]
 
 
-def _read_json(root: Path, name: str, *, limit: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
-    data = (root / name).read_bytes() if (root / name).stat().st_size <= limit else b""
+def _parse_json(name: str, data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        _refuse(name, "is not a JSON object of reasonable size")
+        refuse(name, "is not a JSON object")
     return found
 
 
@@ -291,7 +304,7 @@ def _refuse_code(name: str, value: object) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             if key == "auto_map" or key.startswith("_attn"):
-                _refuse(
+                refuse(
                     name,
                     f"holds the key {key}, which can make code run",
                     "remove the key, or use another snapshot",
@@ -300,49 +313,3 @@ def _refuse_code(name: str, value: object) -> None:
     elif isinstance(value, list):
         for inner in value:
             _refuse_code(name, inner)
-
-
-def _kind_of(config: Mapping[str, Any]) -> _Kind:
-    kind = _KINDS.get(str(config.get("model_type")))
-    architectures = config.get("architectures")
-    if kind is None or architectures not in (None, [kind.architecture]):
-        _refuse(
-            "config.json",
-            f"describes a model of type {config.get('model_type')!s:.40}, which this server does not load",
-            f"give a MedGemma or MedSigLIP snapshot (model_type {', '.join(_KINDS)})",
-        )
-    return kind
-
-
-def _max_context(config: Mapping[str, Any], kind: _Kind) -> int:
-    text = config if config.get("model_type") == "gemma3_text" else config.get("text_config") or {}
-    # The published configurations leave out what equals the library's default.
-    value = text.get("max_position_embeddings", 64 if kind.family == "medsiglip" else 131_072)
-    if not isinstance(value, int) or not 1 <= value <= 2**24:
-        _refuse("config.json", "its max_position_embeddings is not a sensible number")
-    return value
-
-
-def _identify(config: Mapping[str, Any], kind: _Kind, root: Path) -> str:
-    """The model's published name by the shape of its configuration, or by names it carries where shapes agree."""
-    model_type = str(config.get("model_type"))
-    part = config if model_type == "gemma3_text" else config.get("text_config") or {}
-    vision = config.get("vision_config") or {}
-    if model_type == "siglip":
-        part = vision
-    shape = (part.get("hidden_size"), part.get("num_hidden_layers"))
-    candidates = [
-        known.model_id
-        for known in KNOWN_MODELS
-        if known.model_type == model_type
-        and (known.hidden, known.layers) == shape
-        and known.image_px in (None, vision.get("image_size"))
-    ]
-    if len(candidates) == 1:
-        return candidates[0]
-    hints = (str(config.get("_name_or_path") or ""), root.resolve().name)
-    for hint in hints:
-        for candidate in candidates:
-            if candidate.partition("/")[2] in hint:
-                return candidate
-    return "medgemma-4b (unidentified)" if candidates else f"{kind.family} (unidentified)"

@@ -5,9 +5,15 @@ from __future__ import annotations
 import codecs
 from collections.abc import Mapping, Sequence
 
+from medport_local.engine.stops import Stops
+
 
 class Detokenizer:
     """The text of one sequence, token by token.
+
+    Text is given out as soon as it is certain. What waits is less than one character, and less than the longest
+    stop string, so a token costs the same early and late in an answer. Characters are Unicode's code points: those
+    of an emoji that joiners hold together come one by one. Bytes that are no UTF-8 become U+FFFD.
 
     Args:
         pieces: what each token id adds, as bytes (``TextCodec.pieces``).
@@ -25,7 +31,7 @@ class Detokenizer:
         special: Mapping[int, bytes] | None = None,
     ) -> None:
         self._pieces = pieces
-        self._stop = tuple(stop)
+        self._stops = Stops(stop)
         self._include_stop = include_stop
         self._special = special or {}
         # It keeps back the bytes of a character that is not complete yet.
@@ -58,20 +64,12 @@ class Detokenizer:
     def _release(self, fresh: str, armed: bool) -> str:
         if self.stopped:
             return ""
-        text = self._held + fresh
-        found = [(place, len(word)) for word in self._stop if armed and (place := text.find(word)) >= 0]
-        if found:
+        found = self._stops.find(fresh, armed=armed)
+        held, text = len(self._held), self._held + fresh
+        if found is not None:
             self.stopped, self._held = True, ""
-            place, length = min(found)
-            return text[: place + length] if self._include_stop else text[:place]
-        keep = max((_overlap(text, word) for word in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-
-def _overlap(text: str, word: str) -> int:
-    """The length of the longest end of ``text`` that begins ``word``."""
-    for length in range(min(len(text), len(word) - 1), 0, -1):
-        if text.endswith(word[:length]):
-            return length
-    return 0
+            start, end = found
+            return text[: held + (end if self._include_stop else start)]
+        certain = len(text) - self._stops.begun
+        self._held = text[certain:]
+        return text[:certain]

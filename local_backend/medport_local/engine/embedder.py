@@ -1,28 +1,35 @@
-"""Embeddings: whatever waits is run together, images and texts apart, by one thread that owns the device."""
+"""Embeddings: what waits is run in batches, images and texts apart, by one thread that owns the device."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections import deque
+import time
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medport.errors import NotReady, QuotaExceeded, ServerError
+from medport.errors import NotReady, ServerError
+from medport_local.engine import vectors
+from medport_local.engine.agreement import settle
+from medport_local.engine.batch_time import BatchTime
 from medport_local.engine.codecs import ImageCodec
-from medport_local.engine.loading import Siglip, use_one_thread
+from medport_local.engine.embedding_queue import KINDS, EmbeddingQueue, Item, Kind
+from medport_local.engine.loading import DtypeRule, Siglip, use_one_thread
 
 logger = logging.getLogger(__name__)
 
 Vector: TypeAlias = "npt.NDArray[np.float32]"
+
+_TEXTS_AT_ONCE = 16
+"""Texts tokenised in one go, so that a request of thousands lets others in between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +40,17 @@ class EmbedderLimits:
     """Items of one kind in one run of the model."""
     max_pending: int = 4096
     """Items that may wait; one request may not hold more either."""
+    max_pending_bytes: int = 1 << 30
+    """Of pixels and tokens that wait, or one request's if that alone is more. An image of 448 pixels a side has
+    2.4 MB."""
     max_per_request: int | None = None
     """Embeddings in one request, patches counted; the container's MAX_EMBEDDINGS_PER_REQUEST."""
+    latency_ms: float = 250.0
+    """What a batch of more than one item may take, by what such batches took before. Whoever comes while it runs
+    waits as long at most before the device is free again."""
+
+    def __post_init__(self) -> None:
+        assert min(self.max_batch, self.max_pending, self.max_pending_bytes) >= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,30 +58,57 @@ class EmbedderStats:
     """Where an embedder stands. Counts are since its start."""
 
     pending: int
+    """Images and texts that wait or run."""
+    pending_bytes: int
     batches: int
     embedded: int
-
-
-@dataclass(slots=True, eq=False)
-class _Item:
-    kind: Literal["image", "text"]
-    value: object = field(repr=False)
-    result: Future[Vector] = field(default_factory=Future, repr=False)
+    expired: int
+    """Items whose deadline passed while they waited."""
+    refused: int
+    """Items that found no room."""
+    mean_batch: float
+    """Items in a batch, 0 before the first."""
+    images_per_s: float
+    """What the device does at the best batch size measured, not what was asked of it; 0 before the first."""
+    texts_per_s: float
 
 
 class Embedder:
-    """MedSigLIP behind a queue."""
+    """MedSigLIP behind a queue.
 
-    def __init__(self, siglip: Siglip, *, limits: EmbedderLimits | None = None) -> None:
+    Args:
+        siglip: the model. It belongs to the embedder from then on: it may be converted and packed in place.
+        limits: what to take at once.
+        dtype: ``"auto"`` measures, see ``agreement.settle``; that takes some seconds per image on a CPU.
+        times: how batch sizes are learnt.
+    """
+
+    def __init__(
+        self,
+        siglip: Siglip,
+        *,
+        limits: EmbedderLimits | None = None,
+        dtype: DtypeRule = "auto",
+        times: type[BatchTime] = BatchTime,
+    ) -> None:
         self.limits = limits or EmbedderLimits()
         self.logit_scale = siglip.logit_scale
         self.logit_bias = siglip.logit_bias
-        self._siglip = siglip
-        self._waiting: deque[_Item] = deque()
+        # Asked before packing, which takes weights out of the model's count.
+        self._small = siglip.small
+        self._siglip, self.agreement = settle(siglip, dtype)
+        self._queue = EmbeddingQueue(
+            max_batch=self.limits.max_batch,
+            max_items=self.limits.max_pending,
+            max_bytes=self.limits.max_pending_bytes,
+            budget_s=self.limits.latency_ms / 1e3,
+            times=times,
+        )
         self._changed = threading.Condition()
-        self._counts = {"batches": 0, "embedded": 0}
-        self._busy = 0
+        self._batches = self._embedded = 0
         self._closing = False
+        # One thread: the tokenizer is not made for several, and the device thread must not wait for a long text.
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="medport-tokenizer")
         self._thread = threading.Thread(target=self._loop, name="medport-embedder", daemon=True)
         self._thread.start()
 
@@ -84,110 +127,176 @@ class Embedder:
         """Whether new requests are taken."""
         return self._thread.is_alive() and not self._closing
 
-    async def embed_images(self, pixel_values: Sequence[npt.NDArray[np.float32]]) -> list[Vector]:
+    async def embed_images(
+        self,
+        pixel_values: Sequence[npt.NDArray[np.float32]],
+        *,
+        tenant: str = "",
+        deadline: float | None = None,
+    ) -> list[Vector]:
         """One unit vector, float32 ``[projection]``, for each float32 ``[3, size, size]``.
+
+        Args:
+            pixel_values: as ``images`` makes them.
+            tenant: on whose behalf; tenants get equal shares of a busy device.
+            deadline: in ``time.monotonic()``; what has not begun then is dropped.
 
         Raises:
             QuotaExceeded: too much is waiting.
+            InputError: more than may ever wait.
             NotReady: the embedder is stopping.
+            Timeout: the deadline passed.
         """
-        return await self._embed([_Item("image", value) for value in pixel_values])
+        side = self.images.side_px
+        assert all(image.shape == (3, side, side) and image.dtype == np.float32 for image in pixel_values)
+        return await self._embed(
+            [
+                Item(kind="image", value=image, size_bytes=image.nbytes, tenant=tenant, deadline=deadline)
+                for image in pixel_values
+            ]
+        )
 
-    async def embed_texts(self, texts: Sequence[str]) -> list[Vector]:
-        """One unit vector, float32 ``[projection]``, for each text. Raises as ``embed_images`` does."""
-        return await self._embed([_Item("text", text) for text in texts])
+    async def embed_texts(
+        self, texts: Sequence[str], *, tenant: str = "", deadline: float | None = None
+    ) -> list[Vector]:
+        """One unit vector, float32 ``[projection]``, for each text. The rest is as in ``embed_images``."""
+        with self._changed:
+            self._check_open()
+            # Before the work of tokenising. What then waits is tokens: a long text is not kept.
+            self._queue.check_room(len(texts), 8 * self.text_length * len(texts), now=time.monotonic())
+        items = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            for ids in await self._tokenized(texts[start : start + _TEXTS_AT_ONCE]):
+                items.append(Item(kind="text", value=ids, size_bytes=ids.nbytes, tenant=tenant, deadline=deadline))
+        return await self._embed(items)
 
     def stats(self) -> EmbedderStats:
         """Where the embedder stands now."""
         with self._changed:
-            return EmbedderStats(pending=len(self._waiting) + self._busy, **self._counts)
+            queue = self._queue
+            return EmbedderStats(
+                pending=queue.pending,
+                pending_bytes=queue.pending_bytes,
+                batches=self._batches,
+                embedded=self._embedded,
+                expired=queue.expired,
+                refused=queue.refused,
+                mean_batch=self._embedded / self._batches if self._batches else 0.0,
+                images_per_s=queue.rate("image"),
+                texts_per_s=queue.rate("text"),
+            )
 
     def close(self, drain_s: float = 0.0) -> None:
         """Take no more requests, work for ``drain_s`` seconds on what waits, then drop the rest."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._waiting, timeout=drain_s)
-            for item in self._waiting:
-                if item.result.set_running_or_notify_cancel():
-                    item.result.set_exception(NotReady("the server is stopping", remedy="try again in a moment"))
-            self._waiting.clear()
+            self._changed.wait_for(lambda: not self._queue.waiting, timeout=drain_s)
+            for item in self._queue.clear():
+                item.result.set_exception(_stopping())
             self._changed.notify_all()
         self._thread.join()
+        self._tokenizing.shutdown()
 
-    async def _embed(self, items: list[_Item]) -> list[Vector]:
+    async def _tokenized(self, texts: Sequence[str]) -> list[Tensor]:
+        try:
+            ids = asyncio.get_running_loop().run_in_executor(
+                self._tokenizing, self._siglip.text.encode, list(texts)
+            )
+        except RuntimeError as closed:
+            raise _stopping() from closed
+        return list((await ids).unbind())
+
+    async def _embed(self, items: list[Item]) -> list[Vector]:
         with self._changed:
-            if not self.healthy:
-                raise NotReady("the server is stopping", remedy="try again in a moment")
-            if len(self._waiting) + len(items) > self.limits.max_pending:
-                raise QuotaExceeded(
-                    f"more than {self.limits.max_pending} embeddings would wait",
-                    remedy="send fewer at once",
-                    retry_after_s=1.0,
-                )
-            self._waiting.extend(items)
+            self._check_open()
+            self._queue.add(items, now=time.monotonic())
             self._changed.notify_all()
-        # Cancelling the caller cancels the futures, and the loop skips those.
-        return await asyncio.gather(*(asyncio.wrap_future(item.result) for item in items))
+        # Cancelling the caller cancels the futures, and the queue drops those.
+        found: list[Vector] = await asyncio.gather(*(asyncio.wrap_future(item.result) for item in items))
+        return found
+
+    def _check_open(self) -> None:
+        if not self.healthy:
+            raise _stopping()
 
     def _loop(self) -> None:
-        if self._siglip.small:
+        if self._small:
             use_one_thread()
+        self._warm_up()
         while True:
             with self._changed:
                 self._changed.notify_all()
-                while not self._waiting:
+                while not self._queue.waiting:
                     if self._closing:
                         return
                     self._changed.wait()
-                batch = self._next_batch()
-                self._busy = len(batch)
+                batch = self._queue.next_batch(now=time.monotonic())
             if batch:
                 self._run(batch)
 
-    def _next_batch(self) -> list[_Item]:
-        """The oldest item and the next of its kind, in order; what was cancelled is dropped."""
-        kind = self._waiting[0].kind
-        batch: list[_Item] = []
-        rest: deque[_Item] = deque()
-        while self._waiting and len(batch) < self.limits.max_batch:
-            item = self._waiting.popleft()
-            if item.kind != kind:
-                rest.append(item)
-            elif item.result.set_running_or_notify_cancel():
-                batch.append(item)
-        self._waiting.extendleft(reversed(rest))
-        return batch
+    def _warm_up(self) -> None:
+        """Run one item of each kind twice: the first run prepares the device, the second tells how fast it is."""
+        side = self.images.side_px
+        values: dict[Kind, object] = {
+            "image": np.zeros((3, side, side), np.float32),
+            "text": torch.zeros(self.text_length, dtype=torch.int64),
+        }
+        for kind in KINDS:
+            for measured in (False, True):
+                began = time.monotonic()
+                try:
+                    self._forward(kind, [values[kind]])
+                except Exception as fault:
+                    logger.error("the first run failed: %s", type(fault).__name__)
+                    break
+                if measured:
+                    with self._changed:
+                        self._queue.learn(kind, 1, time.monotonic() - began)
 
-    def _run(self, batch: list[_Item]) -> None:
+    def _run(self, batch: list[Item]) -> None:
+        began = time.monotonic()
         try:
-            vectors = self._forward(batch)
+            found = self._forward(batch[0].kind, [item.value for item in batch])
+        except torch.OutOfMemoryError:
+            self._run_in_halves(batch)
         except Exception as fault:
-            # The type only: a message could quote the input.
-            logger.error("a batch failed: %s", type(fault).__name__)
-            with self._changed:
-                self._busy = 0
-            for item in batch:
-                item.result.set_exception(
-                    ServerError("the model failed", remedy="try again; if it lasts, see the server's log")
-                )
-            return
-        with self._changed:
-            self._busy = 0
-            self._counts["batches"] += 1
-            self._counts["embedded"] += len(batch)
-        for item, vector in zip(batch, vectors, strict=True):
-            item.result.set_result(vector)
-
-    @torch.inference_mode()
-    def _forward(self, batch: list[_Item]) -> Vector:
-        model, device = self._siglip.model, self._siglip.device
-        if batch[0].kind == "image":
-            pixels = torch.from_numpy(np.stack([np.asarray(item.value) for item in batch]))  # [n, 3, size, size]
-            output = model.get_image_features(pixel_values=pixels.to(device, model.dtype))
+            self._fail(batch, fault)
         else:
-            ids = self._siglip.text.encode([str(item.value) for item in batch])  # [n, length]
-            output = model.get_text_features(input_ids=ids.to(device))
-        features: Tensor = output.pooler_output.float()  # [n, projection]
-        unit: Vector = torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
+            with self._changed:
+                self._queue.done(batch, seconds=time.monotonic() - began)
+                self._batches += 1
+                self._embedded += len(batch)
+            for item, vector in zip(batch, found, strict=True):
+                item.result.set_result(vector)
+
+    def _run_in_halves(self, batch: list[Item]) -> None:
+        """Do what one run has no memory for in two, and give no batch as large again."""
+        if len(batch) == 1:
+            self._fail(batch, MemoryError())
+            return
+        half = len(batch) // 2
+        logger.warning("no memory for a batch of %d; %d at most from here on", len(batch), half)
+        with self._changed:
+            self._queue.shrink(batch[0].kind, half)
+        for part in (batch[:half], batch[half:]):
+            self._run(part)
+
+    def _fail(self, batch: list[Item], fault: Exception) -> None:
+        # The type only: a message could quote the input.
+        logger.error("a batch failed: %s", type(fault).__name__)
+        with self._changed:
+            self._queue.done(batch, seconds=None)
+        for item in batch:
+            item.result.set_exception(
+                ServerError("the model failed", remedy="try again; if it lasts, see the server's log")
+            )
+
+    def _forward(self, kind: Kind, values: Sequence[object]) -> Vector:
+        tower = vectors.of_images if kind == "image" else vectors.of_texts
+        unit: Vector = tower(self._siglip, values).numpy()  # type: ignore[arg-type]
         return unit
+
+
+def _stopping() -> NotReady:
+    return NotReady("the server is stopping", remedy="try again in a moment")

@@ -12,14 +12,23 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from medport.errors import MedportError, NotReady, ServerError
+import torch
+from torch import Tensor
+
+from medport.errors import InputError, MedportError, NotReady, ServerError, Timeout
+from medport_local.engine import devices
+from medport_local.engine.blocks import Memory
 from medport_local.engine.codecs import ImageCodec
+from medport_local.engine.decoder import Decoder
 from medport_local.engine.detokenizer import Detokenizer
+from medport_local.engine.footprint import Footprint, lay_out
 from medport_local.engine.grammar import Grammars
+from medport_local.engine.kvcache import KvCache, ring_bytes, token_bytes
 from medport_local.engine.loading import Gemma, use_one_thread
 from medport_local.engine.prompt import PromptBuilder
 from medport_local.engine.runner import Runner
@@ -28,17 +37,34 @@ from medport_local.engine.scheduler import Batch, Scheduler
 from medport_local.engine.sequence import Event, FinishReason, GenerationRequest, Sampling, Sequence, TokenLogprob
 from medport_local.snapshot import Snapshot
 
+if TYPE_CHECKING:
+    from medport_local.engine.lora import Adapter
+
 logger = logging.getLogger(__name__)
+
+_SHARE = {"cpu": 0.4, "mps": 0.5, "cuda": 0.9}
+"""Of the memory that is free beside the weights, what keys and values get unless told otherwise."""
+_IDLE_S = 30.0
+"""How often an idle engine looks for what it has kept too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """What an engine takes at once."""
+    """What an engine takes at once, and what it may hold."""
 
-    max_running: int = 8
+    max_running: int = 16
     max_queue: int = 64
     max_images: int = 128
     """Images in one request; a whole-slide prompt of the reference notebooks holds 125."""
+    kv_bytes: int | None = None
+    """For keys and values. ``None``: a share of what is free, and no more than full places can use."""
+    reuse_bytes: int = 0
+    """For image features and prompt beginnings that later requests of the same tenant can use. 0, the default,
+    keeps nothing of a request once it is over."""
+    stall_ms: float = 200.0
+    """How long a new prompt may hold up the answers that are being written, at once."""
+    max_wait_s: float = 120.0
+    """Whoever would wait longer for the first token is told to come back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +76,8 @@ class Capabilities:
     logprobs: bool = True
     grammar: bool = True
     prefix_cache: bool = False
+    adapters: tuple[str, ...] = ()
+    """Names that ``GenerationRequest.adapter`` may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +93,20 @@ class Stats:
     failed: int
     held: int
     """Sequences that hold device memory."""
+    expired: int = 0
+    """Whose deadline passed."""
+    prompt_tokens: int = 0
+    """Prompt tokens that were computed."""
+    cache_hits: int = 0
+    """Prompt tokens that were found in the prefix cache."""
+    cache_misses: int = 0
+    image_hits: int = 0
+    """Images whose features were found."""
+    image_misses: int = 0
+    kv_bytes_used: int = 0
+    kv_bytes_total: int = 0
+    reuse_bytes_used: int = 0
+    prefill_tokens_per_s: float = 0.0
 
 
 class Handle(Protocol):
@@ -97,11 +139,32 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """The engine that runs everywhere."""
+    """The engine that runs everywhere.
 
-    def __init__(self, gemma: Gemma, snapshot: Snapshot, *, limits: EngineLimits | None = None) -> None:
+    Args:
+        gemma: the model.
+        snapshot: where it comes from.
+        limits: what it may take and hold.
+        adapters: LoRA adapters by name, on the model's device and in its dtype.
+
+    Raises:
+        ConfigError: ``limits.kv_bytes`` does not hold one sequence.
+    """
+
+    def __init__(
+        self,
+        gemma: Gemma,
+        snapshot: Snapshot,
+        *,
+        limits: EngineLimits | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
+    ) -> None:
         self.limits = limits or EngineLimits()
-        self.capabilities = Capabilities(images=gemma.images is not None)
+        self.capabilities = Capabilities(
+            images=gemma.images is not None,
+            prefix_cache=self.limits.reuse_bytes > 0,
+            adapters=tuple(adapters or ()),
+        )
         self.images = gemma.images
         self.prompts = PromptBuilder(
             gemma,
@@ -112,18 +175,49 @@ class TorchEngine:
         self._max_context = snapshot.max_context
         self._small = gemma.small
         self._eos_ids = gemma.eos_ids
+        self._image_token_id = gemma.image_token_id
         self._pieces = gemma.text.pieces()
         self._special = gemma.text.special_pieces()
         self.grammars = Grammars(
             self._pieces, gemma.text.encode, eos_ids=gemma.eos_ids, control_ids=gemma.text.control_ids
         )
-        self._runner = Runner(gemma)
+        decoder = Decoder.of(gemma)
+        self.footprint = _footprint(decoder, self.limits, snapshot.max_context)
+        """How the memory for keys and values is laid out."""
+        self._memory = Memory(slots=self.footprint.slots, tokens=self.footprint.tokens)
+        cache = KvCache(
+            decoder.shape,
+            slots=self.footprint.slots,
+            tokens=self.footprint.tokens,
+            window=self.footprint.window,
+            dtype=decoder.dtype,
+            device=decoder.device,
+        )
+        self._runner = Runner(
+            gemma,
+            decoder,
+            cache,
+            lambda sequence: self._memory.lease(sequence.id),
+            reuse_bytes=self.limits.reuse_bytes,
+            group_bytes=self.footprint.shared_bytes,
+            stall_s=self.limits.stall_ms / 1000,
+            adapters=adapters,
+        )
         self._sampler = Sampler(gemma.eos_ids)
-        self._scheduler = Scheduler(max_running=self.limits.max_running, max_queue=self.limits.max_queue)
+        self._scheduler = Scheduler(
+            self._memory,
+            max_running=self.footprint.slots,
+            max_queue=self.limits.max_queue,
+            stall_ms=self.limits.stall_ms,
+            max_wait_s=self.limits.max_wait_s,
+            max_context=snapshot.max_context,
+            restore=self._runner.restore,
+        )
         self._texts: dict[int, Detokenizer] = {}
         self._alive: dict[int, Sequence] = {}
+        self._groups: Counter[str] = Counter()
         self._ids = itertools.count(1)
-        self._counts = {"steps": 0, "tokens": 0, "finished": 0, "cancelled": 0, "failed": 0}
+        self._counts: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._closing = False
         self._stopped = False
@@ -139,18 +233,31 @@ class TorchEngine:
         """Queue a request. Call it from the event loop that will read the events.
 
         Raises:
-            QuotaExceeded: the queue is full.
+            QuotaExceeded: too many wait, or the wait is too long; says when to come back.
+            InputError: prompt and ``max_tokens`` never fit into the memory, or there is no such adapter.
             NotReady: the engine is stopping.
         """
         assert 0 < len(request.tokens) < self._max_context, "the prompt builder checks this"
+        if request.adapter is not None and request.adapter not in self.capabilities.adapters:
+            raise InputError("names an adapter that is not loaded", field="model", remedy="see the list of models")
+        blocks = image_blocks(request.tokens, self._image_token_id)
+        assert len(blocks) == len(request.images), "the prompt builder makes a block of each image"
         pending = _Pending(next(self._ids), self.cancel)
-        sequence = Sequence(id=pending.id, request=request, deliver=pending.deliver, queued_at=time.monotonic())
+        sequence = Sequence(
+            id=pending.id,
+            request=request,
+            deliver=pending.deliver,
+            queued_at=time.monotonic(),
+            image_blocks=blocks,
+        )
         with self._changed:
             if not self.healthy:
                 raise NotReady("the server is stopping", remedy="try again in a moment")
             self._scheduler.add(sequence)
             self._alive[sequence.id] = sequence
             self._texts[sequence.id] = self._detokenizer(request.sampling)
+            if request.group is not None:
+                self._groups[request.group] += 1
             self._changed.notify_all()
         return pending
 
@@ -164,15 +271,26 @@ class TorchEngine:
     def stats(self) -> Stats:
         """Where the engine stands now."""
         with self._changed:
+            memory, runner, counts = self._memory, self._runner, self._counts
             return Stats(
                 running=self._scheduler.running,
                 queued=self._scheduler.queued,
-                steps=self._counts["steps"],
-                tokens_generated=self._counts["tokens"],
-                finished=self._counts["finished"],
-                cancelled=self._counts["cancelled"],
-                failed=self._counts["failed"],
-                held=self._runner.held,
+                steps=counts["steps"],
+                tokens_generated=counts["tokens"],
+                finished=counts["finished"],
+                cancelled=counts["cancelled"],
+                failed=counts["failed"],
+                expired=counts["expired"],
+                held=memory.held,
+                prompt_tokens=counts["prompt_tokens"],
+                cache_hits=runner.cache_hits,
+                cache_misses=runner.cache_misses,
+                image_hits=runner.image_hits,
+                image_misses=runner.image_misses,
+                kv_bytes_used=self.footprint.used_bytes(slots=memory.held, tokens=memory.used_tokens),
+                kv_bytes_total=self.footprint.kv_bytes,
+                reuse_bytes_used=runner.reuse_bytes_used,
+                prefill_tokens_per_s=self._scheduler.prefill_tokens_per_s,
             )
 
     def close(self, drain_s: float = 0.0) -> None:
@@ -198,27 +316,28 @@ class TorchEngine:
                 if batch is None:
                     if self._stopped:
                         return
-                    self._changed.wait()
+                    self._runner.expire()
+                    self._changed.wait(_IDLE_S if self._runner.keeps else None)
                     continue
             self._step(batch)
 
     def _step(self, batch: Batch) -> None:
-        try:
-            logits = self._runner.forward(batch)  # float32 [sequences, vocabulary]
-            choices = self._sampler.pick(logits, batch.sequences)
-        except Exception as fault:
-            # Out of memory, mostly. The type only: a message could quote the input.
-            logger.error("a step failed: %s", type(fault).__name__)
-            with self._changed:
-                for sequence in batch.sequences:
-                    self._leave(sequence, "failed")
-                    sequence.deliver(
-                        ServerError("the model failed", remedy="try again; if it lasts, see the server's log")
-                    )
-            return
+        began = time.monotonic()
+        batch, logits, faulty = self._run(batch)
+        seconds = time.monotonic() - began
+        choices: list[Choice | MedportError] = []
+        if logits is not None:
+            choices = list(self._sampler.pick(logits, batch.sequences))
         with self._changed:
             self._counts["steps"] += 1
-            for sequence, choice in zip(batch.sequences, choices, strict=True):
+            for sequence in faulty:
+                self._leave(sequence, "failed")
+                sequence.deliver(_model_failed())
+            if not batch.sequences:
+                return
+            self._scheduler.ran(batch, seconds)
+            self._counts["prompt_tokens"] += batch.end - batch.start
+            for sequence, choice in zip(batch.sequences, choices, strict=False):
                 if sequence.cancelled:
                     continue
                 if isinstance(choice, MedportError):
@@ -226,6 +345,30 @@ class TorchEngine:
                     sequence.deliver(choice)
                 else:
                     self._accept(sequence, choice)
+
+    def _run(self, batch: Batch) -> tuple[Batch, Tensor | None, list[Sequence]]:
+        """The step, or what of it can be done without those that make it fail."""
+        try:
+            return batch, self._runner.run(batch), []
+        except Exception as fault:
+            _note(fault)
+            if len(batch.sequences) == 1:
+                return Batch(batch.phase, ()), None, list(batch.sequences)
+        # One of them is to blame, or all: each gets its token alone. What a failed step wrote is written again.
+        rows: list[Tensor] = []
+        sound: list[Sequence] = []
+        faulty: list[Sequence] = []
+        for sequence in batch.sequences:
+            try:
+                row = self._runner.run(Batch(batch.phase, (sequence,)))
+            except Exception as fault:
+                _note(fault)
+                faulty.append(sequence)
+            else:
+                assert row is not None
+                rows.append(row)
+                sound.append(sequence)
+        return Batch(batch.phase, tuple(sound)), torch.cat(rows) if rows else None, faulty
 
     def _accept(self, sequence: Sequence, choice: Choice) -> None:
         sampling, token = sequence.request.sampling, choice.token
@@ -257,22 +400,70 @@ class TorchEngine:
         return Detokenizer(self._pieces, sampling.stop, include_stop=sampling.include_stop, special=special)
 
     def _leave(self, sequence: Sequence, count: str) -> None:
-        self._scheduler.finish(sequence, now=time.monotonic())
+        self._scheduler.finish(sequence)
         self._forget(sequence, count)
 
     def _sweep(self) -> None:
-        cancelled = [each for each in self._alive.values() if each.cancelled]
-        if cancelled:
-            self._scheduler.sweep()
-            for sequence in cancelled:
-                self._forget(sequence, "cancelled")
+        cancelled, expired = self._scheduler.sweep(time.monotonic())
+        for sequence in cancelled:
+            self._forget(sequence, "cancelled")
+        for sequence in expired:
+            self._forget(sequence, "expired")
+            sequence.deliver(Timeout("the request's deadline passed", remedy="allow more time or fewer tokens"))
 
     def _forget(self, sequence: Sequence, count: str) -> None:
         self._runner.release(sequence)
         self._sampler.forget(sequence)
         del self._alive[sequence.id], self._texts[sequence.id]
+        if (group := sequence.request.group) is not None:
+            self._groups[group] -= 1
+            if not self._groups[group]:
+                del self._groups[group]
+                self._runner.forget_group(group)
         self._counts[count] += 1
         self._changed.notify_all()
+
+
+def image_blocks(tokens: tuple[int, ...], image_token_id: int | None) -> tuple[tuple[int, int], ...]:
+    """Where each run of soft tokens begins and ends (one past)."""
+    if image_token_id is None:
+        return ()
+    blocks = []
+    place = 0
+    for is_image, run in itertools.groupby(tokens, key=lambda token: token == image_token_id):
+        length = sum(1 for _ in run)
+        if is_image:
+            blocks.append((place, place + length))
+        place += length
+    return tuple(blocks)
+
+
+def _footprint(decoder: Decoder, limits: EngineLimits, max_context: int) -> Footprint:
+    shape, size = decoder.shape, decoder.dtype.itemsize
+    device = decoder.device
+    kv_bytes = limits.kv_bytes
+    if kv_bytes is None:
+        kv_bytes = int(devices.describe(device).free_bytes * _SHARE[device.type])
+    return lay_out(
+        kv_bytes=kv_bytes,
+        reuse_bytes=limits.reuse_bytes,
+        max_running=limits.max_running,
+        max_context=max_context,
+        window=shape.window,
+        ring_token_bytes=ring_bytes(shape, 1, size),
+        token_bytes=token_bytes(shape, size),
+    )
+
+
+def _note(fault: Exception) -> None:
+    # Out of memory, mostly. The type only: a message could quote the input.
+    logger.error("a step failed: %s", type(fault).__name__)
+    if isinstance(fault, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+
+
+def _model_failed() -> ServerError:
+    return ServerError("the model failed", remedy="try again; if it lasts, see the server's log")
 
 
 def _told(choice: Choice, detokenizer: Detokenizer) -> tuple[TokenLogprob, ...]:

@@ -1,12 +1,13 @@
-"""The only importer of transformers: a verified snapshot → a model and the codecs around it.
+"""A verified snapshot → a model and the codecs around it.
 
 Offline always, safetensors only, classes by allow-list, the attention implementation and the image backend pinned,
-and every weight accounted for.
+and every weight accounted for. transformers reads its configuration from a private copy of the files that were
+hashed, and never sees the weights' files.
 """
 
 from __future__ import annotations
 
-import json
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,32 +15,59 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from transformers import (
-    Gemma3Config,
-    Gemma3ForCausalLM,
-    Gemma3ForConditionalGeneration,
-    Gemma3TextConfig,
-    GemmaTokenizer,
-    SiglipConfig,
-    SiglipModel,
-    SiglipTokenizer,
-)
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-from transformers.utils import logging as library_logging
+from torch import Tensor, nn
 
 from medport.errors import VerificationError
+from medport_local.engine import devices
+from medport_local.engine.assembly import empty_model, fill_model
 from medport_local.engine.codecs import ImageCodec, SiglipTextCodec, TextCodec
+from medport_local.engine.torchvision_check import IMPORT_FAULTS, check_torchvision
+from medport_local.engine.weights import read_shards
 from medport_local.snapshot import Snapshot
+
+try:
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForCausalLM,
+        Gemma3ForConditionalGeneration,
+        Gemma3TextConfig,
+        GemmaTokenizer,
+        GenerationConfig,
+        SiglipConfig,
+        SiglipModel,
+        SiglipTokenizer,
+    )
+    from transformers.cache_utils import Cache, DynamicCache
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding, Gemma3TextScaledWordEmbedding
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+    from transformers.utils import logging as library_logging
+except IMPORT_FAULTS:
+    check_torchvision()
+    raise
 
 __all__ = ["Cache", "Gemma", "Siglip", "load_gemma", "load_siglip", "new_cache", "use_one_thread"]
 
 DtypeRule = Literal["auto", "float32", "bfloat16"]
 
 _SMALL_PARAMETERS = 200_000_000
+_GENERATION = "generation_config.json"
+# What transformers reads of a snapshot, beside the weights.
+_CONFIGURATION = (
+    "config.json",
+    _GENERATION,
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +127,37 @@ def _quiet() -> Iterator[None]:
 def load_gemma(snapshot: Snapshot, *, device: str | None = None, dtype: DtypeRule = "auto") -> Gemma:
     """Load a MedGemma snapshot.
 
+    Args:
+        device: as ``devices.choose`` takes it.
+        dtype: ``auto`` is float32 for a model of less than 200 million parameters, bfloat16 for others.
+
     Raises:
         VerificationError: weights are missing, unknown or of the wrong shape, or a file changed meanwhile.
+        ConfigError: there is no such device.
     """
-    where = _device(device)
-    folder = str(snapshot.directory)
+    where = devices.choose(device)
     config_class, model_class = (
         (Gemma3Config, Gemma3ForConditionalGeneration)
         if snapshot.takes_images
         else (Gemma3TextConfig, Gemma3ForCausalLM)
     )
-    config: Any = config_class.from_pretrained(folder, local_files_only=True)
-    model = _load(model_class, config, snapshot, where, dtype)
-    tokenizer = GemmaTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with _configuration(snapshot) as folder:
+        config: Any = config_class.from_pretrained(folder, local_files_only=True)
+        tokenizer = GemmaTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        images = _image_codec(Gemma3ImageProcessorPil, folder) if snapshot.takes_images else None
+        generation = (
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+            if _GENERATION in snapshot.files
+            else None
+        )
     if not tokenizer.chat_template:
         raise VerificationError("the snapshot has no chat template", field="chat_template.jinja")
-    images = _image_codec(Gemma3ImageProcessorPil, folder) if snapshot.takes_images else None
+    model = _load(model_class, config, snapshot, where, dtype)
+    if generation is not None:
+        model.generation_config = generation
     eos = model.generation_config.eos_token_id
     if eos is None:
         eos = config.eos_token_id
-    snapshot.still_same()
     return Gemma(
         model=model,
         text=TextCodec(tokenizer),
@@ -132,21 +171,17 @@ def load_gemma(snapshot: Snapshot, *, device: str | None = None, dtype: DtypeRul
 
 @_quiet()
 def load_siglip(snapshot: Snapshot, *, device: str | None = None, dtype: DtypeRule = "auto") -> Siglip:
-    """Load a MedSigLIP snapshot.
-
-    Raises:
-        VerificationError: weights are missing, unknown or of the wrong shape, or a file changed meanwhile.
-    """
-    where = _device(device)
-    folder = str(snapshot.directory)
-    config = SiglipConfig.from_pretrained(folder, local_files_only=True)
+    """Load a MedSigLIP snapshot. Arguments and errors are those of ``load_gemma``."""
+    where = devices.choose(device)
+    with _configuration(snapshot) as folder:
+        config = SiglipConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = SiglipTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        images = _image_codec(SiglipImageProcessorPil, folder)
     model = _load(SiglipModel, config, snapshot, where, dtype)
-    tokenizer = SiglipTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    snapshot.still_same()
     return Siglip(
         model=model,
         text=SiglipTextCodec(tokenizer, snapshot.max_context),
-        images=_image_codec(SiglipImageProcessorPil, folder),
+        images=images,
         logit_scale=float(model.logit_scale.item()),
         logit_bias=float(model.logit_bias.item()),
         device=where,
@@ -173,59 +208,45 @@ def new_cache(model: Any) -> Cache:
     return DynamicCache(config=model.config.get_text_config())
 
 
-def _device(name: str | None) -> torch.device:
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+@contextmanager
+def _configuration(snapshot: Snapshot) -> Iterator[str]:
+    """A private directory of the small files; transformers takes nothing but directories."""
+    with tempfile.TemporaryDirectory(prefix="medport-configuration-") as folder:  # 0700 by contract
+        for name in _CONFIGURATION:
+            if name in snapshot.files:
+                (Path(folder) / name).write_bytes(snapshot.read(name))
+        yield folder
 
 
-def _load(model_class: Any, config: Any, snapshot: Snapshot, device: torch.device, dtype: DtypeRule) -> Any:
-    model, info = model_class.from_pretrained(
-        str(snapshot.directory),
-        config=config,
-        dtype=_dtype(snapshot.directory, dtype),
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    # transformers fills what is missing with random numbers and only warns.
-    missing = set(info["missing_keys"]) - {"lm_head.weight"}
-    for fault, keys in (
-        ("lacks", missing),
-        ("holds the unknown", set(info["unexpected_keys"])),
-        ("has another shape for", {key for key, *_ in info["mismatched_keys"]}),
-    ):
-        if keys:
-            raise VerificationError(
-                f"the snapshot {fault} {sorted(keys)[0]} and {len(keys) - 1} more weights",
-                field="model.safetensors",
-                remedy="fetch the snapshot again; it does not fit its config.json",
-            )
-    if "lm_head.weight" in info["missing_keys"] and not config.get_text_config().tie_word_embeddings:
-        raise VerificationError("the snapshot lacks lm_head.weight", field="model.safetensors")
-    return model.to(device).eval().requires_grad_(False)
+def _load(model_class: Any, config: Any, snapshot: Snapshot, device: torch.device, rule: DtypeRule) -> Any:
+    model = empty_model(model_class, config)
+    dtype = _dtype(model, rule)
+    fill_model(model, read_shards(snapshot), device=device, dtype=dtype, rebuild=_buffer)
+    # As from_pretrained leaves them; parts of the library ask the configuration.
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        part.dtype = dtype
+    return model
 
 
-def _dtype(directory: Path, rule: DtypeRule) -> torch.dtype:
+def _dtype(model: Any, rule: DtypeRule) -> torch.dtype:
     if rule == "auto":
-        rule = "float32" if _parameters(directory) < _SMALL_PARAMETERS else "bfloat16"
+        rule = "float32" if model.num_parameters() < _SMALL_PARAMETERS else "bfloat16"
     return torch.float32 if rule == "float32" else torch.bfloat16
+
+
+def _buffer(module: nn.Module, name: str, empty: Tensor) -> Tensor:
+    """What the module's own constructor computes, outside of the meta device."""
+    if name == "position_ids":
+        return torch.arange(empty.shape[-1]).expand(empty.shape)
+    if isinstance(module, Gemma3TextScaledWordEmbedding):
+        return torch.tensor(module.scalar_embed_scale)
+    assert isinstance(module, Gemma3RotaryEmbedding), type(module).__name__
+    value: Tensor = getattr(type(module)(module.config), name)
+    return value
 
 
 def _is_small(model: Any) -> bool:
     return bool(model.device.type == "cpu" and model.num_parameters() < _SMALL_PARAMETERS)
-
-
-def _parameters(directory: Path) -> int:
-    """How many numbers the weight files hold, read from their headers."""
-    total = 0
-    for path in directory.glob("*.safetensors"):
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                total += int(np.prod(tensor["shape"], dtype=np.int64))
-    return total
 
 
 def _image_codec(processor_class: Any, folder: str) -> ImageCodec:

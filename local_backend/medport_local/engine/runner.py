@@ -1,58 +1,262 @@
-"""The tensors of MedGemma: prompts in, next-token logits out. It alone runs the model and owns its caches."""
+"""The tensors of MedGemma: steps in, next-token logits out. It alone runs the model and owns its memory."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from medport_local.engine.loading import Cache, Gemma, new_cache
+from medport_local.engine.blocks import Lease
+from medport_local.engine.decoder import Decoder
+from medport_local.engine.kvcache import Kept, KvCache
+from medport_local.engine.loading import Gemma
+from medport_local.engine.lora import Adapter, Side, of_rows
+from medport_local.engine.reuse import Budget, ByteLru, Key, Prefixes, Scope, image_digest, prompt_key
 from medport_local.engine.scheduler import Batch
 from medport_local.engine.sequence import Sequence
+from medport_local.engine.vision import Unfinished, Vision
+
+MAX_IDLE_S = 900.0
+"""What was kept of patients' requests goes when nobody asked for it this long."""
+_GROUP = "\0"
+"""Begins the name of a group's scope: no tenant's name does."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """What is kept of a prompt's beginning."""
+
+    kept: Kept
+    last: Tensor | None
+    """``[1, hidden]`` after the last token, where that is the prompt's end."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.kept.nbytes + (self.last.nbytes if self.last is not None else 0)
+
+
+class _State:
+    """What one running sequence has beside its keys and values."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        self.features: dict[int, Tensor] = {}
+        """Of the images whose tokens are still to be computed: ``[soft tokens, hidden]``."""
+        self.unfinished: Unfinished | None = None
+        self.last: Tensor | None = None
+        """The hidden state of the prompt's last token, if all of it came from a prefix."""
+        self.digests: list[bytes] = []
+        self.key: Key | None = None
+        self._images = sequence.request.images
+
+    def digest(self, number: int) -> bytes:
+        while len(self.digests) <= number:
+            self.digests.append(image_digest(self._images[len(self.digests)]))
+        return self.digests[number]
 
 
 class Runner:
-    """One cache a sequence; the sequences of a batch run one after the other."""
+    """Runs steps on the device.
 
-    def __init__(self, gemma: Gemma) -> None:
-        self._gemma = gemma
-        self._caches: dict[int, Cache] = {}
+    Args:
+        gemma: the model.
+        decoder: over its parameters.
+        cache: where keys and values are.
+        lease: says which part of it a sequence owns.
+        reuse_bytes: for image features and prompt prefixes that outlive their requests; 0 keeps nothing of them.
+        group_bytes: for prefixes that the sequences of one request share while it runs.
+        stall_s: how long the vision tower works at once.
+        adapters: by name.
+    """
+
+    def __init__(
+        self,
+        gemma: Gemma,
+        decoder: Decoder,
+        cache: KvCache,
+        lease: Callable[[Sequence], Lease],
+        *,
+        reuse_bytes: int = 0,
+        group_bytes: int = 0,
+        stall_s: float = 0.2,
+        adapters: Mapping[str, Adapter] | None = None,
+    ) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self._lease = lease
+        self._stall_s = stall_s
+        self._adapters = dict(adapters or {})
+        self._vision = Vision(gemma.model.model) if gemma.images is not None else None
+        self._states: dict[int, _State] = {}
+        self._reuses = reuse_bytes > 0
+        self._budget = Budget(reuse_bytes or group_bytes)
+        self._features: ByteLru[tuple[str, bytes], Tensor] = ByteLru(self._budget, max_idle_s=MAX_IDLE_S)
+        self._prefixes: Prefixes[_Beginning] = Prefixes(self._budget, window=cache.window, max_idle_s=MAX_IDLE_S)
+        self.image_hits = 0
+        self.image_misses = 0
 
     @property
     def held(self) -> int:
-        """How many sequences hold memory."""
-        return len(self._caches)
+        """How many sequences hold memory beside the caches."""
+        return len(self._states)
+
+    @property
+    def cache_hits(self) -> int:
+        """Prompt tokens that were found in a prefix cache."""
+        return self._prefixes.hits
+
+    @property
+    def cache_misses(self) -> int:
+        """Prompt tokens that were looked for and not found."""
+        return self._prefixes.misses
+
+    @property
+    def reuse_bytes_used(self) -> int:
+        """Bytes that the caches hold."""
+        return self._budget.used_bytes
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept that will be too old one day."""
+        return self._budget.used_bytes > 0
+
+    def expire(self) -> None:
+        """Forget what nobody asked for lately."""
+        self._prefixes.expire()
+        self._features.expire()
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits of the next token, float32 ``[sequences, vocabulary]``, on the device."""
-        step = self._prefill if batch.phase == "prefill" else self._decode
-        return torch.stack([step(sequence) for sequence in batch.sequences])
+    def restore(self, sequence: Sequence) -> int:
+        """Begin a sequence with what the caches have of its prompt; says how many tokens that was."""
+        state = self._states[sequence.id] = _State(sequence)
+        scope = self._scope(sequence)
+        if scope is None:
+            return 0
+        digests = [state.digest(i) for i in range(len(sequence.request.images))]
+        state.key = prompt_key(sequence.request.tokens, sequence.image_blocks, digests)
+        found = self._prefixes.find(scope, state.key, sequence.image_blocks)
+        if found is None:
+            return 0
+        tokens, beginning = found
+        self._cache.restore(self._lease(sequence), beginning.kept, tokens)
+        if tokens == sequence.prompt_tokens:
+            state.last = beginning.last
+        return tokens
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Tensor | None:
+        """One step.
+
+        Returns:
+            float32 ``[sequences, vocabulary]`` on the device for a decode step and for the chunk that ends a
+            prompt; ``None`` for other chunks and for images.
+        """
+        if batch.phase == "decode":
+            return self._decode(batch.sequences)
+        (sequence,) = batch.sequences
+        if batch.phase == "encode":
+            self._encode(sequence)
+            return None
+        return self._prefill(sequence, batch.start, batch.end)
 
     def release(self, sequence: Sequence) -> None:
-        """Free a sequence's memory; nothing happens if it holds none."""
-        self._caches.pop(sequence.id, None)
+        """Free what a sequence holds; nothing happens if that is nothing."""
+        self._states.pop(sequence.id, None)
 
-    def _prefill(self, sequence: Sequence) -> Tensor:
-        gemma, request = self._gemma, sequence.request
-        ids = torch.tensor([request.tokens], device=gemma.device)  # [1, tokens]
-        inputs: dict[str, Tensor] = {}
-        if gemma.image_token_id is not None:
-            # Without them the tokens of an image do not see each other: other logits, and no error.
-            inputs["token_type_ids"] = (ids == gemma.image_token_id).long()
-        if request.images:
-            pixels = torch.from_numpy(np.stack(request.images))  # [images, 3, size, size]
-            inputs["pixel_values"] = pixels.to(gemma.device, gemma.model.dtype)
-        cache = self._caches[sequence.id] = new_cache(gemma.model)
-        return self._next(ids, cache, inputs)
+    def forget_group(self, group: str) -> None:
+        """Drop what the requests of a group shared: the last of them is over."""
+        self._prefixes.drop(_GROUP + group)
 
-    def _decode(self, sequence: Sequence) -> Tensor:
-        ids = torch.tensor([sequence.generated[-1:]], device=self._gemma.device)  # [1, 1]
-        return self._next(ids, self._caches[sequence.id], {})
+    def _scope(self, sequence: Sequence) -> Scope | None:
+        """Among whose beginnings a sequence may look; ``None``: nobody's."""
+        request = sequence.request
+        if self._reuses:
+            return request.tenant, request.adapter
+        return None if request.group is None else (_GROUP + request.group, request.adapter)
 
-    def _next(self, ids: Tensor, cache: Cache, inputs: dict[str, Tensor]) -> Tensor:
-        output = self._gemma.model(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, return_dict=True, **inputs
+    def _decode(self, sequences: Rows[Sequence]) -> Tensor:
+        # Rows in the order of their slots, so that neighbours are read as one view.
+        order = sorted(range(len(sequences)), key=lambda i: self._lease(sequences[i]).slot)
+        rows = [sequences[i] for i in order]
+        positions = [each.prompt_tokens + len(each.generated) - 1 for each in rows]
+        device = self._decoder.device
+        hidden = self._decoder.forward(
+            self._decoder.embed(torch.tensor([each.generated[-1] for each in rows], device=device)),
+            torch.tensor(positions, device=device),
+            self._cache.step([self._lease(each) for each in rows], positions),
+            self._side(rows),
         )
-        logits: Tensor = output.logits[0, -1].float()  # [vocabulary]
-        return logits
+        if order != list(range(len(order))):
+            back = torch.tensor(order, device=device).argsort()
+            hidden = hidden[back]
+        return self._decoder.logits(hidden)
+
+    def _side(self, sequences: Rows[Sequence], rows: int = 1) -> Side | None:
+        names = [each.request.adapter for each in sequences for _ in range(rows)]
+        if not any(names):
+            return None
+        return of_rows([None if name is None else self._adapters[name] for name in names])
+
+    def _encode(self, sequence: Sequence) -> None:
+        assert self._vision is not None
+        state, number = self._states[sequence.id], sequence.encoded
+        scope = (sequence.request.tenant, state.digest(number)) if self._reuses else None
+        if state.unfinished is None and scope is not None:
+            known = self._features.get(scope)
+            if known is not None:
+                self.image_hits += 1
+                state.features[number] = known
+                sequence.encoded += 1
+                return
+            self.image_misses += 1
+        if state.unfinished is None:
+            state.unfinished = self._vision.begin(sequence.request.images[number])
+        features = self._vision.advance(state.unfinished, self._stall_s)
+        if features is None:
+            return
+        state.unfinished = None
+        state.features[number] = features
+        if scope is not None:
+            self._features.put(scope, features, features.nbytes)
+        sequence.encoded += 1
+
+    def _prefill(self, sequence: Sequence, start: int, end: int) -> Tensor | None:
+        state, lease = self._states[sequence.id], self._lease(sequence)
+        if start < end:
+            hidden = self._decoder.forward(
+                self._embedded(sequence, state, start, end),
+                torch.arange(start, end, device=self._decoder.device),
+                self._cache.chunk(lease, start, end, sequence.image_blocks),
+                self._side([sequence], end - start),
+            )
+            last = hidden[-1:]
+            self._keep(sequence, state, end, last)
+        else:
+            assert state.last is not None
+            last, state.last = state.last, None
+        return self._decoder.logits(last) if end == sequence.prompt_tokens else None
+
+    def _embedded(self, sequence: Sequence, state: _State, start: int, end: int) -> Tensor:
+        device = self._decoder.device
+        ids = torch.tensor(sequence.request.tokens[start:end], device=device)
+        inside = [(i, s, e) for i, (s, e) in enumerate(sequence.image_blocks) if start <= s and e <= end]
+        for _, s, e in inside:
+            ids[s - start : e - start] = 0  # the soft token's id may lie beyond the embedding's rows
+        x = self._decoder.embed(ids)
+        for i, s, e in inside:
+            x[s - start : e - start] = state.features.pop(i)
+        return x
+
+    def _keep(self, sequence: Sequence, state: _State, end: int, last: Tensor) -> None:
+        """Put the beginning that a chunk completed where later sequences find it."""
+        if state.key is None:
+            return
+        whole = end == sequence.prompt_tokens
+        if not whole and end not in {e for _, e in sequence.image_blocks[-1:]}:
+            return
+        beginning = _Beginning(self._cache.keep(self._lease(sequence), end), last.clone() if whole else None)
+        scope = self._scope(sequence)
+        assert scope is not None
+        self._prefixes.put(scope, state.key[:end], beginning, beginning.nbytes)

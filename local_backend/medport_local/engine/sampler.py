@@ -7,27 +7,31 @@ before its sampler sees them):
 2. what the grammar forbids, and end tokens before ``min_tokens``;
 3. ``logit_bias``;
 4. repetition penalty (prompt and answer), then frequency and presence penalties (answer alone);
-5. greedy: the largest logit. Otherwise temperature, min-p, top-k, top-p, one draw.
+5. greedy: the largest logit, the first of equal ones. Otherwise temperature, min-p, top-k, top-p, one draw.
+
+Steps 2 to 5 are done on the CPU, so that a seed means the same on every device. Rows that are simply greedy never
+leave the device; the others are copied, 1 MB each at 262,144 tokens.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
+from collections.abc import Iterable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from medport.errors import InputError
-from medport_local.engine.sequence import Sampling, Sequence
+from medport.errors import InputError, MedportError, ServerError
+from medport_local.engine.draw import Drawer
+from medport_local.engine.logprobs import logprobs
+from medport_local.engine.sequence import Sequence
+from medport_local.engine.shaping import Shape
 
-if TYPE_CHECKING:
-    from medport_local.engine.grammar import Matcher
-
-NEVER = float("-inf")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,151 +56,121 @@ class Sampler:
     def __init__(self, eos_ids: frozenset[int] = frozenset()) -> None:
         self._eos_ids = eos_ids
         self._states: dict[int, _State] = {}
+        self._drawer = Drawer()
 
-    def pick(self, logits: Tensor, sequences: Rows[Sequence]) -> list[Choice | InputError]:
-        """One choice for each row, or why there can be none: a grammar that became too complex on its way.
+    def pick(self, logits: Tensor, sequences: Rows[Sequence]) -> list[Choice | MedportError]:
+        """One choice for each row, or why there can be none.
+
+        That is a ``ServerError`` where the model gave NaN, plus infinity, or nothing but minus infinity; an
+        ``InputError`` where the grammar became too complex on its way, or the penalties leave no finite number.
+        The other rows of the batch come out as they would alone.
 
         Args:
             logits: float32 ``[rows, vocabulary]``; left as they are.
             sequences: one for each row.
         """
-        best: list[int] = logits.argmax(dim=-1).tolist()
-        if all(each.plain for each in sequences):
-            return [Choice(token) for token in best]
-        # On the CPU whatever the device is, so that a seed means the same everywhere.
-        rows = logits.cpu()
-        return [
-            Choice(token) if each.plain else self._choose(row, each)
-            for token, row, each in zip(best, rows, sequences, strict=True)
+        assert logits.dtype == torch.float32
+        assert logits.shape[0] == len(sequences)
+        tokens, tops = _largest(logits)
+        choices: list[Choice | MedportError] = [
+            Choice(token) if math.isfinite(top) else _broken() for token, top in zip(tokens, tops, strict=True)
         ]
+        mine = [i for i, each in enumerate(sequences) if math.isfinite(tops[i]) and not _as_it_is(each)]
+        for i, row in zip(mine, _on_cpu(logits, mine), strict=True):
+            choices[i] = self._choose(row, sequences[i])
+        _tell(logits, sequences, choices)
+        return choices
 
     @property
     def held(self) -> int:
-        """How many sequences have a state here."""
+        """How many sequences have a state here: those that draw, or that need to know what there was before."""
         return len(self._states)
 
     def forget(self, sequence: Sequence) -> None:
         """Drop a sequence's generator, counts and matcher."""
         self._states.pop(sequence.id, None)
 
-    def _choose(self, row: Tensor, sequence: Sequence) -> Choice | InputError:
+    def _choose(self, row: Tensor, sequence: Sequence) -> Choice | MedportError:
         sampling = sequence.request.sampling
         state = self._states.get(sequence.id)
         if state is None:
-            state = self._states[sequence.id] = _State(sequence, len(row))
+            state = self._states[sequence.id] = _State(sequence, self._eos_ids, len(row))
         try:
-            shaped = self._shape(row, sequence, state)
-            token = int(shaped.argmax()) if sampling.greedy else state.draw(shaped, sampling)
-            complete = state.accept(token)
+            shaped = state.shape.apply(row, len(sequence.generated))
+            token = int(shaped.numpy().argmax())
+            top = float(shaped[token])
+            if not math.isfinite(top):
+                return _broken() if sampling.repetition_penalty == 1 else _overdone()
+            if not sampling.greedy:
+                token = self._drawer.draw(shaped, top, sampling, state.point())
+            return Choice(token, state.shape.accept(token))
         except InputError as fault:
             return fault
-        if sampling.logprobs is None:
-            return Choice(token, complete)
-        total = row.logsumexp(dim=-1)
-        values, tokens = row.topk(min(sampling.logprobs, len(row)))
-        top = tuple(zip(tokens.tolist(), (values - total).tolist(), strict=True))
-        return Choice(token, complete, float(row[token] - total), top)
-
-    def _shape(self, row: Tensor, sequence: Sequence, state: _State) -> Tensor:
-        """The logits with all that comes before the temperature."""
-        sampling = sequence.request.sampling
-        if len(sequence.generated) < sampling.min_tokens:
-            ends = [i for i in self._eos_ids.union(sampling.stop_token_ids) if 0 <= i < len(row)]
-        else:
-            ends = []
-        shaped = row
-        if state.matcher is not None:
-            allowed = torch.from_numpy(state.matcher.allowed())  # bool [tokenizer's vocabulary]
-            shaped = torch.where(allowed, row[: len(allowed)], NEVER)
-            if len(allowed) < len(row):  # a model's rows are padded to a round number
-                shaped = torch.cat([shaped, torch.full((len(row) - len(allowed),), NEVER)])
-            if ends:
-                held_back = shaped.clone()
-                held_back[ends] = NEVER
-                # A fulfilled grammar may leave the end as the only way on: then the answer is short.
-                shaped = held_back if bool((held_back > NEVER).any()) else shaped
-        elif ends:
-            shaped = row.clone()
-            shaped[ends] = NEVER
-        bias = [(token, add) for token, add in sampling.logit_bias if 0 <= token < len(row)]
-        if bias:
-            places = torch.tensor([token for token, _ in bias])
-            shaped = shaped.index_add(0, places, torch.tensor([add for _, add in bias], dtype=shaped.dtype))
-        return state.penalise(shaped, sampling)
 
 
 class _State:
     """What one sequence's next choice depends on beside the logits."""
 
-    def __init__(self, sequence: Sequence, vocabulary: int) -> None:
-        sampling = sequence.request.sampling
-        self.matcher: Matcher | None = None if sampling.grammar is None else sampling.grammar.start()
+    def __init__(self, sequence: Sequence, eos_ids: frozenset[int], vocabulary: int) -> None:
+        self.shape = Shape(sequence, eos_ids, vocabulary)
+        self._seed = sequence.request.sampling.seed
         self._generator: torch.Generator | None = None
-        self._counts: Tensor | None = None
-        if sampling.penalises:
-            self._counts = torch.zeros(vocabulary)  # how often the answer holds each token
-            self._seen = torch.zeros(vocabulary, dtype=torch.bool)  # in prompt or answer
-            self._seen[[token for token in set(sequence.request.tokens) if token < vocabulary]] = True
 
-    def penalise(self, logits: Tensor, sampling: Sampling) -> Tensor:
-        if self._counts is None:
-            return logits
-        factor = sampling.repetition_penalty
-        if factor != 1:
-            repeated = torch.where(logits > 0, logits / factor, logits * factor)
-            logits = torch.where(self._seen, repeated, logits)
-        if sampling.frequency_penalty or sampling.presence_penalty:
-            logits = logits - sampling.frequency_penalty * self._counts
-            logits -= sampling.presence_penalty * (self._counts > 0)
-        return logits
-
-    def draw(self, logits: Tensor, sampling: Sampling) -> int:
+    def point(self) -> float:
+        """The next uniform number, from 0 up to but not including 1."""
         if self._generator is None:
             self._generator = torch.Generator(device="cpu")
-            self._generator.manual_seed(secrets.randbits(63) if sampling.seed is None else sampling.seed)
-        probabilities, tokens = distribution(logits, sampling)
-        point = torch.rand((), generator=self._generator, dtype=torch.float64)
-        place = int(torch.searchsorted(probabilities.cumsum(0), point, right=True))
-        return int(tokens[min(place, len(tokens) - 1)])
-
-    def accept(self, token: int) -> bool:
-        """Take note of a choice; says whether it completes the grammar."""
-        if self._counts is not None:
-            self._counts[token] += 1
-            self._seen[token] = True
-        if self.matcher is None:
-            return False
-        self.matcher.accept(token)
-        return self.matcher.finished
+            self._generator.manual_seed(secrets.randbits(63) if self._seed is None else self._seed)
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
 
-def distribution(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """What may be drawn; most likely first if top-k or top-p is asked for, else in the vocabulary's order.
+def _largest(logits: Tensor) -> tuple[list[int], list[float]]:
+    """Token and logit of each row's largest; NaN is larger than all else."""
+    if logits.device.type == "cpu":
+        values = logits.numpy()
+        best = values.argmax(axis=-1)  # a twentieth of torch's time
+        return best.tolist(), values[range(len(best)), best].tolist()
+    largest = logits.max(dim=-1)
+    # Both in one transfer: float64 holds every token id.
+    values, tokens = torch.stack([largest.values.double(), largest.indices.double()]).tolist()
+    return [int(token) for token in tokens], values
 
-    Args:
-        logits: float32 ``[vocabulary]``, minus infinity for what is forbidden.
 
-    Returns:
-        Probabilities, float64 ``[kept]``, that add up to 1, and their token ids, int64 ``[kept]``. Top-p keeps the
-        shortest run whose probability reaches ``top_p``, at least one token.
-    """
-    scaled = logits.double() / sampling.temperature
-    floor = scaled.max() + math.log(sampling.min_p) if sampling.min_p > 0 else torch.tensor(NEVER)
-    tokens = ((scaled >= floor) & (scaled > NEVER)).nonzero().squeeze(1)
-    scaled = scaled[tokens]
-    if 0 < sampling.top_k < len(scaled):
-        near = scaled >= scaled.topk(sampling.top_k).values[-1]
-        scaled, order = scaled[near].sort(descending=True, stable=True)
-        tokens = tokens[near][order][: sampling.top_k]
-        scaled = scaled[: sampling.top_k]
-    probabilities = scaled.softmax(dim=-1)
-    if sampling.top_p < 1:
-        # All that is rarer than this adds up to less than 1 - top_p, so the run ends before it: sort the rest.
-        near = probabilities >= (1 - sampling.top_p) / len(probabilities)
-        probabilities, order = probabilities[near].sort(descending=True, stable=True)
-        tokens = tokens[near][order]
-        before = probabilities.cumsum(0) - probabilities
-        kept = max(1, int((before < sampling.top_p).sum()))
-        probabilities, tokens = probabilities[:kept], tokens[:kept]
-        probabilities = probabilities / probabilities.sum()
-    return probabilities, tokens
+def _on_cpu(logits: Tensor, rows: list[int]) -> Iterable[Tensor]:
+    if logits.device.type == "cpu":
+        return (logits[i] for i in rows)
+    return logits[rows].cpu() if rows else ()
+
+
+def _as_it_is(sequence: Sequence) -> bool:
+    """Whether the largest logit decides, whatever is to be told about it."""
+    sampling = sequence.request.sampling
+    return sequence.plain or (sampling.logprobs is not None and replace(sampling, logprobs=None).plain)
+
+
+def _tell(logits: Tensor, sequences: Rows[Sequence], choices: list[Choice | MedportError]) -> None:
+    """Put logprobs into the choices of the rows that ask for them."""
+    asked: list[tuple[int, Choice, int]] = []
+    for i, (sequence, choice) in enumerate(zip(sequences, choices, strict=True)):
+        count = sequence.request.sampling.logprobs
+        if count is not None and isinstance(choice, Choice):
+            asked.append((i, choice, count))
+    if not asked:
+        return
+    rows, chosen, counts = zip(*asked, strict=True)
+    told = logprobs(logits, rows, [choice.token for choice in chosen], counts)
+    for i, choice, (logprob, top) in zip(rows, chosen, told, strict=True):
+        choices[i] = replace(choice, logprob=logprob, top=top)
+
+
+def _broken() -> ServerError:
+    logger.error("a row of logits has no finite largest number")
+    return ServerError(
+        "the model gave numbers that are none", remedy="try again; if it lasts, see the server's log"
+    )
+
+
+def _overdone() -> InputError:
+    return InputError(
+        "leaves no finite number to choose a token by", field="repetition_penalty", remedy="bring it nearer to 1"
+    )

@@ -97,6 +97,14 @@ class GenerationRequest:
     images: tuple[Any, ...] = field(default=(), repr=False)
     """float32 ``[3, size, size]`` each, in the order of their places in ``tokens``."""
     sampling: Sampling
+    tenant: str = ""
+    """On whose behalf. Tenants get equal shares of a busy engine, and never each other's cached work."""
+    group: str | None = None
+    """Requests of one caller that share a prompt, such as the ``n`` answers to it: its work is done once for them."""
+    adapter: str | None = None
+    """Name of a LoRA adapter that was loaded beside the base; ``None`` is the base alone."""
+    deadline: float | None = None
+    """In ``time.monotonic()``: after it nobody waits for the answer any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +150,13 @@ class Sequence:
     deliver: Callable[[Event | MedportError], None] = field(repr=False)
     """Called from the device thread; must not block."""
     queued_at: float = 0.0
+    image_blocks: tuple[tuple[int, int], ...] = ()
+    """Where the soft tokens of each image begin and end (one past) in the prompt. A chunk never ends inside one."""
     generated: list[int] = field(default_factory=list, repr=False)
-    prefilled: bool = False
+    encoded: int = 0
+    """Images whose features are there."""
+    computed: int | None = None
+    """Prompt tokens whose keys and values are there; ``None`` until the prefix cache was asked."""
     cancelled: bool = False
     plain: bool = field(init=False)
     """``Sampling.plain``, asked once instead of at each step."""
@@ -154,3 +167,12 @@ class Sequence:
     @property
     def prompt_tokens(self) -> int:
         return len(self.request.tokens)
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether the whole prompt is computed, so that the sequence decodes."""
+        return bool(self.generated)
+
+    def images_before(self, end: int) -> int:
+        """How many images have soft tokens before prompt position ``end``."""
+        return sum(start < end for start, _ in self.image_blocks)

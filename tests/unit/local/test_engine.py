@@ -166,7 +166,7 @@ def test_stream_is_the_decoded_whole_and_counts_tokens(new_engine: NewEngine) ->
 
 
 def load_gemma_text(engine: TorchEngine, ids: list[int]) -> str:
-    return engine._runner._gemma.text.decode(ids)
+    return b"".join(engine._pieces[i] for i in ids).decode("utf-8", "replace")
 
 
 def test_stop_string_ends_the_text_before_itself(new_engine: NewEngine) -> None:
@@ -385,7 +385,7 @@ def test_step_that_fails_fails_its_requests_and_no_others(
         raise RuntimeError("CANARY")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, "forward", broken)
+        patch.setattr(engine._runner, "run", broken)
         with pytest.raises(ServerError):
             asyncio.run(text_of(engine, request(engine, QUESTION)))
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from medport_local.engine.sampler import Choice, Sampler, distribution
+from medport_local.engine.distribution import distribution
+from medport_local.engine.sampler import Choice, Sampler
 from medport_local.engine.sequence import GenerationRequest, Sampling, Sequence
 
 VOCABULARY = 60

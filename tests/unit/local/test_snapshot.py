@@ -156,13 +156,89 @@ def test_weights_that_do_not_fit_the_config_are_refused(plain: Path) -> None:
         load_gemma(open_snapshot(plain))
 
 
-def test_file_exchanged_between_hashing_and_loading_is_found(plain: Path) -> None:
-    snapshot = open_snapshot(plain)
-    (plain / "model.safetensors").rename(plain / "old")
-    shutil.copy(plain / "old", plain / "model.safetensors")
+def test_weights_are_hashed_only_where_they_are_not_deferred(copy: Path) -> None:
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
 
-    with pytest.raises(VerificationError, match="changed while"):
-        load_gemma(snapshot)
+    snapshot = open_snapshot(copy, defer_weights=True)
+
+    assert snapshot.shards == ("model.safetensors",)
+    with pytest.raises(VerificationError, match=r"model\.safetensors.*hash"):
+        open_snapshot(copy)
+
+
+def test_deferring_changes_nothing_that_a_snapshot_says(copy: Path) -> None:
+    assert open_snapshot(copy, defer_weights=True) == open_snapshot(copy)
+
+
+def test_other_files_are_hashed_even_if_weights_are_deferred(copy: Path) -> None:
+    (copy / "tokenizer.json").write_text("{}")
+
+    with pytest.raises(VerificationError, match=r"tokenizer\.json.*hash"):
+        open_snapshot(copy, defer_weights=True)
+
+
+def test_without_a_manifest_weights_cannot_be_deferred(plain: Path) -> None:
+    before = open_snapshot(plain, defer_weights=True).snapshot_sha256
+    weights = bytearray((plain / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (plain / "model.safetensors").write_bytes(weights)
+
+    assert open_snapshot(plain, defer_weights=True).snapshot_sha256 != before
+
+
+def test_deferred_weights_of_another_size_are_found_at_once(copy: Path) -> None:
+    with open(copy / "model.safetensors", "ab") as file:
+        file.write(b"\0")
+
+    with pytest.raises(VerificationError, match=r"model\.safetensors.*size"):
+        open_snapshot(copy, defer_weights=True)
+
+
+def test_small_file_is_read_only_as_it_was_when_the_snapshot_was_opened(plain: Path) -> None:
+    snapshot = open_snapshot(plain)
+    before = (plain / "config.json").read_bytes()
+    assert snapshot.read("config.json") == before
+
+    (plain / "config.json").write_bytes(before + b" ")
+
+    with pytest.raises(VerificationError, match=r"config\.json.*changed after"):
+        snapshot.read("config.json")
+
+
+def test_file_that_is_gone_is_named(plain: Path) -> None:
+    snapshot = open_snapshot(plain)
+    (plain / "config.json").unlink()
+
+    with pytest.raises(VerificationError, match=r"config\.json.*missing"):
+        snapshot.read("config.json")
+
+
+def test_pipe_put_in_place_of_a_file_is_not_waited_for(plain: Path) -> None:
+    snapshot = open_snapshot(plain)
+    (plain / "config.json").unlink()
+    os.mkfifo(plain / "config.json")
+
+    with pytest.raises(VerificationError, match=r"config\.json.*not a regular file"):
+        snapshot.read("config.json")
+
+
+def test_index_beside_weights_that_it_does_not_name_is_refused(plain: Path) -> None:
+    shutil.copy(plain / "model.safetensors", plain / "other.safetensors")
+    (plain / "model.safetensors.index.json").write_text('{"weight_map": {"a": "other.safetensors"}}')
+
+    with pytest.raises(VerificationError, match=r"does not name model\.safetensors"):
+        open_snapshot(plain)
+
+
+def test_tensor_in_two_shards_is_refused(plain: Path) -> None:
+    shutil.copy(plain / "model.safetensors", plain / "other.safetensors")
+    index = {"weight_map": {"a": "other.safetensors", "b": "model.safetensors"}}
+    (plain / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    with pytest.raises(VerificationError, match=r"is also in model\.safetensors"):
+        open_snapshot(plain)
 
 
 @pytest.mark.parametrize("known", KNOWN_MODELS, ids=lambda known: known.model_id)

@@ -1,0 +1,54 @@
+"""Images → soft tokens, by the model's own tower, a few of its layers at a time.
+
+An image of 896 pixels a side takes seconds on a CPU. Sequences that decode must not wait so long, so the work can
+be left and taken up again between layers.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Unfinished:
+    """An image on its way through the tower."""
+
+    hidden: Tensor
+    """``[1, patches, width]``"""
+    layer: int = 0
+
+
+class Vision:
+    """The tower and the projector of a ``Gemma3Model``."""
+
+    def __init__(self, model: Any) -> None:
+        self._tower = model.vision_tower
+        self._projector = model.multi_modal_projector
+        weight = self._tower.post_layernorm.weight
+        self._dtype, self._device = weight.dtype, weight.device
+
+    def begin(self, pixels: npt.NDArray[np.float32]) -> Unfinished:
+        """Take in an image, float32 ``[3, size, size]``."""
+        values = torch.from_numpy(pixels)[None].to(self._device, self._dtype)
+        return Unfinished(self._tower.embeddings(values, interpolate_pos_encoding=False))
+
+    def advance(self, image: Unfinished, seconds: float) -> Tensor | None:
+        """Work for about ``seconds``, at least one layer; gives ``[soft tokens, hidden]`` after the last."""
+        layers = self._tower.encoder.layers
+        until = time.monotonic() + seconds
+        while image.layer < len(layers):
+            began = time.monotonic()
+            image.hidden = layers[image.layer](image.hidden, None)
+            image.layer += 1
+            now = time.monotonic()
+            if now + (now - began) > until and image.layer < len(layers):
+                return None
+        features: Tensor = self._projector(self._tower.post_layernorm(image.hidden))
+        return features[0]
