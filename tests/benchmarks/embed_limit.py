@@ -3,8 +3,8 @@
 A model of MedSigLIP's shape (so400m, patches of 14 pixels, 448 pixels a side, 64 tokens) with random weights, in
 bfloat16 and in float32. "embedder" is the whole path, from pixels or text handed in to vectors. "transformers" is
 the library's forward alone. "products" are those of all layers alone, at the same number of rows, with nothing
-between them: by torch's ``linear`` and ``bmm`` (the limit, and the baseline), with packed weights where the embedder
-packs them, and without attention's two. A ratio of 1.11 is 90 % of the limit. On a busy machine set
+between them: by torch's ``linear`` and ``bmm`` (the limit, and the baseline), with packed weights where the
+embedder packs them, and without attention's two. A ratio of 1.11 is 90 % of the limit. On a busy machine set
 OMP_NUM_THREADS=1 and read the ratio of CPU times: two threads wait for each other's turn on the cores.
 """
 
@@ -94,7 +94,7 @@ def _wait(embed: Callable[[], Coroutine[Any, Any, object]]) -> object:
 
 
 def _shares(what: str, samples: dict[str, list[harness.Sample]]) -> list[str]:
-    """The embedder's rate, and its share of each other speed by the clock and by CPU time, medians over the rounds."""
+    """The embedder's rate, and its share of each other speed, by the clock and by CPU time."""
     mine = samples["embedder"]
     rate = int(what.split()[0]) / statistics.median(sample.wall_s for sample in mine)
     notes = [f"{what}: the embedder does {rate:.3g} per second, {torch.get_num_threads()} threads"]

@@ -31,7 +31,7 @@ from medport_local.snapshot_file import entry_of
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, rounds=5)
+    args = harness.arguments(__doc__, rounds=3)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "model"
         size = write_text_gemma(folder, layers=18)

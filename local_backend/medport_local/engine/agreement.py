@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medport_local.engine import vectors
 from medport_local.engine.loading import DtypeRule, Siglip
-from medport_local.engine.packing import pack
+from medport_local.engine.packing import by_rows, pack
 from medport_local.engine.vectors import PixelValues
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Agreement:
 
 
 def settle(siglip: Siglip, rule: DtypeRule) -> tuple[Siglip, Agreement | None]:
-    """The model in the dtype to serve it in, its layers packed where that is faster.
+    """The model in the dtype to serve it in, laid out in memory as is fastest.
 
     With ``"auto"`` a model in float32 of at least 200 million parameters is measured against its copy in bfloat16,
     on synthetic images and texts one at a time. bfloat16 is taken only if each vector's cosine to the float32 one
@@ -58,6 +58,7 @@ def settle(siglip: Siglip, rule: DtypeRule) -> tuple[Siglip, Agreement | None]:
     Returns:
         The model, and what was measured; ``None`` if nothing was.
     """
+    by_rows(siglip.model)
     if rule != "auto":
         return _ready(siglip, torch.float32 if rule == "float32" else torch.bfloat16), None
     if siglip.model.dtype != torch.float32 or siglip.model.num_parameters() < SMALL_PARAMETERS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ def fill_model(
     device: torch.device,
     dtype: torch.dtype,
     rebuild: Callable[[nn.Module, str, Tensor], Tensor],
+    elsewhere: Collection[str] = (),
 ) -> None:
     """Give every parameter its weight, and every buffer its value.
 
@@ -58,6 +59,7 @@ def fill_model(
 
     Args:
         rebuild: the value of a buffer, which no file holds, from its module, its name there and its empty form.
+        elsewhere: canonical names of weights that are kept outside of the model; these parameters stay empty.
 
     Raises:
         VerificationError: a weight is missing, unknown, of another shape or there twice. Names the first.
@@ -79,16 +81,19 @@ def fill_model(
                 found[name] = view.to(device, dtype)
                 if found[name].data_ptr() != view.data_ptr():
                     shard.forget(stored)
-    _check(places, found, faults)
+    _check(places, found, faults, elsewhere)
     by_parameter = {id(places[name]): tensor for name, tensor in found.items()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    model.load_state_dict({name: by_parameter[id(each)] for name, each in parameters.items()}, assign=True)
+    filled = {name: by_parameter[id(each)] for name, each in parameters.items() if id(each) in by_parameter}
+    model.load_state_dict(filled, assign=True, strict=not elsewhere)
     model.tie_weights()
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, rebuild(module, name, buffer).to(device))
     model.eval().requires_grad_(False)
-    assert not any(each.is_meta for each in (*model.parameters(), *model.buffers()))
+    empty = {canonical(name) for name, each in model.named_parameters(remove_duplicate=False) if each.is_meta}
+    assert empty <= set(elsewhere)
+    assert not any(each.is_meta for each in model.buffers())
 
 
 def _places(model: Any) -> dict[str, nn.Parameter]:
@@ -99,8 +104,13 @@ def _places(model: Any) -> dict[str, nn.Parameter]:
     return places
 
 
-def _check(places: dict[str, nn.Parameter], found: dict[str, Tensor], faults: dict[str, list[str]]) -> None:
-    there = {id(places[name]) for name in found}
+def _check(
+    places: dict[str, nn.Parameter],
+    found: dict[str, Tensor],
+    faults: dict[str, list[str]],
+    elsewhere: Collection[str],
+) -> None:
+    there = {id(places[name]) for name in (*found, *elsewhere)}
     wrong = {canonical(name) for name in faults["has another shape for"]}
     lacking = [name for name, place in places.items() if id(place) not in there and name not in wrong]
     for fault, names in (("lacks", lacking), *faults.items()):

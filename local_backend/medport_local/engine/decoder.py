@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medport_local.engine.kernels import Dense, Linear, rms_norm
+from medport_local.engine.kernels import Dense, Linear, Table, rms_norm
 
 if TYPE_CHECKING:
     from medport_local.engine.loading import Gemma
@@ -101,9 +101,16 @@ class Decoder:
         text_model: a ``Gemma3TextModel``.
         head: the weight that makes logits, ``[vocabulary, hidden]``.
         linear: makes each product, by the name ``layers.3.q_proj`` or ``lm_head``, from its module.
+        table: the embedding; that of the module if none.
     """
 
-    def __init__(self, text_model: Any, head: Any, linear: Callable[[str, Any], Linear] = plain) -> None:
+    def __init__(
+        self,
+        text_model: Any,
+        head: Any,
+        linear: Callable[[str, Any], Linear] = plain,
+        table: Table | None = None,
+    ) -> None:
         config = text_model.config
         assert config.attn_logit_softcapping is None
         assert config.final_logit_softcapping is None
@@ -116,8 +123,11 @@ class Decoder:
             scale=config.query_pre_attn_scalar**-0.5,
         )
         embedding = text_model.embed_tokens
-        self._embedding: Tensor = embedding.weight
-        self._embed_scale: Tensor = embedding.embed_scale.to(self._embedding.dtype)
+        self._table: Table = table or Dense(embedding.weight)
+        # A norm says it: whatever else is int8, norms are not.
+        self._device: torch.device = text_model.norm.weight.device
+        self._dtype: torch.dtype = text_model.norm.weight.dtype
+        self._embed_scale: Tensor = embedding.embed_scale.to(self._dtype)
         self._eps: float = config.rms_norm_eps
         self._layers = [
             _Layer(i, module, linear, self.shape.sliding[i]) for i, module in enumerate(text_model.layers)
@@ -136,16 +146,18 @@ class Decoder:
     @classmethod
     def of(cls, gemma: Gemma) -> Decoder:
         """The decoder of a loaded model."""
-        model = gemma.model
-        return cls(model.model.language_model if gemma.images is not None else model.model, model.lm_head)
+        text_model = gemma.model.model.language_model if gemma.images is not None else gemma.model.model
+        if gemma.int8:
+            return cls(text_model, gemma.model.lm_head, lambda name, _: gemma.int8[name], gemma.int8["embed_tokens"])
+        return cls(text_model, gemma.model.lm_head)
 
     @property
     def device(self) -> torch.device:
-        return self._embedding.device
+        return self._device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._embedding.dtype
+        return self._dtype
 
     @property
     def step_bytes(self) -> int:
@@ -154,7 +166,7 @@ class Decoder:
 
     def embed(self, ids: Tensor) -> Tensor:
         """int64 ``[rows]`` → ``[rows, hidden]``."""
-        return F.embedding(ids, self._embedding) * self._embed_scale
+        return self._table.rows(ids, self._dtype) * self._embed_scale
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend, side: Side | None = None) -> Tensor:
         """The hidden states after the last layer, not yet normalised.

@@ -400,6 +400,8 @@ class TorchEngine:
         return Detokenizer(self._pieces, sampling.stop, include_stop=sampling.include_stop, special=special)
 
     def _leave(self, sequence: Sequence, count: str) -> None:
+        if count == "failed":
+            self._runner.scrub(sequence)
         self._scheduler.finish(sequence)
         self._forget(sequence, count)
 

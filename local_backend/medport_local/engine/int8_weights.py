@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medport.errors import VerificationError
 from medport_local.engine.assembly import canonical
-from medport_local.engine.kernels import Int8
+from medport_local.engine.kernels import Int8, Workspace
 from medport_local.engine.weights import Shard
 from medport_local.safetensors_header import StoredTensor
 
@@ -70,7 +70,11 @@ class Int8Weights:
         Raises:
             VerificationError: a weight or its scale is missing.
         """
-        by_owner = {self._owners[name]: name for name in self._shapes if name in self._found}
+        weighed = [name for name in self._shapes if name in self._found]
+        by_owner = {self._owners[name]: name for name in weighed}
+        if len(by_owner) != len(weighed):
+            _refuse("holds embedding and head, which config.json says are one")
+        workspace = Workspace()
         weights: dict[str, Int8] = {}
         made: dict[str, Int8] = {}
         for name in self._shapes:
@@ -78,7 +82,7 @@ class Int8Weights:
             if stored is None or stored + SCALE not in self._found:
                 _refuse(f"lacks {name if stored is None else stored + SCALE} in int8")
             if stored not in made:
-                made[stored] = Int8(self._found[stored], self._found[stored + SCALE])
+                made[stored] = Int8(self._found[stored], self._found[stored + SCALE], workspace)
             weights[_short(name)] = made[stored]
         return weights
 

@@ -7,6 +7,7 @@ as the left operand reaches most of it, without a packed copy. Measured by ``tes
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -15,11 +16,18 @@ from torch import Tensor
 
 FEW_ROWS = 32
 """Up to so many rows the weight goes to the left; above, ``linear`` has enough to compute with."""
-MANY_ROWS = 128
+MANY_ROWS = 256
 """Above it a product of int8 widens its weight: the rows that share the work are enough."""
+_LEFT_ROWS = 64
+"""Up to so many rows a weight of int8 goes to the left."""
 _FUSED_NORM_ROWS = 64
-_FINE = 254
-"""Steps of the fine part in one of the coarse part."""
+_LEVELS = 127 * 256
+"""The largest integer that a row becomes; its high byte is 127."""
+_TINY = 1e-30
+_MOST_COLUMNS = 2**17
+"""So many products of two bytes fit into the 32 bits of their sum."""
+_BLOCK_BYTES = 4 * 2**20
+"""Of a weight that is widened at once: it stays in the cache for its product."""
 
 
 class Linear(Protocol):
@@ -35,6 +43,14 @@ class Linear(Protocol):
         ...
 
 
+class Table(Protocol):
+    """The embedding, ``[vocabulary, hidden]``."""
+
+    def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """int64 ``[rows]`` → ``[rows, hidden]`` in ``dtype``."""
+        ...
+
+
 class Dense:
     """A weight as it is stored, ``[out, in]``. Takes no copy of it."""
 
@@ -47,6 +63,9 @@ class Dense:
     def nbytes(self) -> int:
         return self.weight.nbytes
 
+    def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.embedding(ids, self.weight).to(dtype)
+
     def __call__(self, x: Tensor) -> Tensor:
         if not self._left or len(x) > FEW_ROWS:
             return F.linear(x, self.weight)
@@ -55,42 +74,105 @@ class Dense:
         return torch.mm(self.weight, x.t()).t().contiguous()
 
 
+class Workspace:
+    """What the products of one model share. They run one after another, in one thread at a time."""
+
+    def __init__(self) -> None:
+        self._rows: Tensor | None = None
+        self._halves: tuple[Tensor, Tensor] | None = None
+        self._scratch: dict[torch.dtype, Tensor] = {}
+
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows as integers of 16 bits, in two bytes each.
+
+        Remembers the last rows, by identity: several products of a layer take the same ones. Nobody may change them
+        in between.
+
+        Returns:
+            int8 ``[2 * rows, in]``, first all high bytes and then all low ones, and float32 ``[rows, 1]``, so that
+            ``x`` is ``(256 * high + low) * step`` to half a step.
+        """
+        if self._halves is None or self._rows is not x:
+            self._rows, self._halves = x, _halves(x)
+        return self._halves
+
+    def scratch(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """Memory for ``[rows, columns]``, with anything in it; the next call gives the same."""
+        there = self._scratch.get(dtype)
+        if there is None or there.numel() < rows * columns:
+            # Kept: memory that is asked for anew is filled page by page, which takes longer than the product.
+            there = self._scratch[dtype] = torch.empty(rows * columns, dtype=dtype)
+        return there[: rows * columns].view(rows, columns)
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    count = len(x)
+    largest = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True, dtype=torch.float32)
+    step = largest.clamp_min_(_TINY).div_(_LEVELS)  # [rows, 1]
+    whole = (x / step).round_().to(torch.int16)
+    parts = torch.empty(2 * count, x.shape[1], dtype=torch.int8, device=x.device)
+    parts[count:] = whole  # the low byte, as a number of -128 … 127
+    parts[:count] = whole.add_(128).bitwise_right_shift_(8)
+    return parts, step
+
+
 class Int8:
     """A weight of int8 with one scale for each output row; activations keep their precision.
 
-    Each row of ``x`` is split into two rows of int8, its coarse and its fine part, which together hold 15 bits of
-    it. One product of integers takes both, and the scales come afterwards. To a product that is bound by the bytes
-    of the weight the second row is free. The sums are exact, so a row's result is the same whatever stands beside
-    it. For a long chunk the weight is widened to the dtype of ``x`` instead, once for all its rows.
+    Each row of ``x`` is taken as integers of 16 bits, in two rows of int8 (``Workspace.halves``). One product of
+    integers takes both, and the scales come afterwards. To a product that is bound by the bytes of the weight the
+    second row is free. The sums are exact, so a row's result is the same whatever stands beside it. For a long chunk
+    the weight is widened to the dtype of ``x`` instead, once for all its rows; so it is where torch has no fast
+    product of integers.
 
     Args:
         weight: int8 ``[out, in]``.
         scale: float32 ``[out]``; ``weight * scale`` is what the full weight was.
+        workspace: that of the model; one of its own if none.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+    def __init__(self, weight: Tensor, scale: Tensor, workspace: Workspace | None = None) -> None:
         assert weight.dtype == torch.int8
+        assert weight.shape[1] <= _MOST_COLUMNS
         self.weight = weight
         self.scale = scale
+        self._workspace = workspace or Workspace()
+        # Without oneDNN the product of integers is three plain loops; on a GPU it refuses most numbers of rows.
+        self._integers = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
 
     @property
     def nbytes(self) -> int:
         return self.weight.nbytes + self.scale.nbytes
 
+    def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return (self.weight[ids] * self.scale[ids, None]).to(dtype)
+
     def __call__(self, x: Tensor) -> Tensor:
-        if len(x) > MANY_ROWS:
-            return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
-        rows = x.float()
-        step = rows.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / 127  # [rows, 1]
-        coarse = (rows / step).round()
-        fine = (rows / step - coarse).mul(_FINE).round()
-        parts = torch.cat([coarse, fine]).to(torch.int8)  # [2 * rows, in]
-        if len(x) <= FEW_ROWS:
-            product = torch._int_mm(self.weight, parts.t()).t()  # int32 [2 * rows, out]
+        if not self._integers or len(x) > MANY_ROWS:
+            return self._widened(x)
+        parts, step = self._workspace.halves(x)
+        count = len(x)
+        if count <= _LEFT_ROWS:
+            product = torch._int_mm(self.weight, parts.t())  # int32 [out, 2 * rows]
+            high, low, step, scale = product[:, :count], product[:, count:], step.t(), self.scale[:, None]
         else:
-            product = torch._int_mm(parts, self.weight.t())
-        whole = torch.add(product[: len(x)].float(), product[len(x) :], alpha=1 / _FINE)
-        return (whole * step * self.scale).to(x.dtype)
+            product = torch._int_mm(parts, self.weight.t())  # int32 [2 * rows, out]
+            high, low, scale = product[:count], product[count:], self.scale
+        whole = torch.add(low, high.float(), alpha=256.0).mul_(scale).mul_(step)
+        y = x.new_empty(count, len(self.weight))
+        return y.copy_(whole.t() if count <= _LEFT_ROWS else whole)
+
+    def _widened(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return (F.linear(x, self.weight.to(x.dtype)) * self.scale).to(x.dtype)
+        out, columns = self.weight.shape
+        y = x.new_empty(len(x), out)
+        size = max(1, _BLOCK_BYTES // (columns * x.dtype.itemsize))
+        for first in range(0, out, size):
+            block = self.weight[first : first + size]
+            wide = self._workspace.scratch(*block.shape, x.dtype).copy_(block)
+            y[:, first : first + size] = F.linear(x, wide) * self.scale[first : first + size]
+        return y
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

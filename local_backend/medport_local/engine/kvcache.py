@@ -7,10 +7,12 @@ and at ``start + p`` of the arena.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,11 +70,9 @@ class KvCache:
         self.window = window
         sliding = sum(shape.sliding)
         head = (shape.kv_heads, shape.head_dim)
-        # Pages of memory that nobody wrote to are not there yet on a CPU: a large cache costs what is used of it.
-        self._rings = torch.empty(2, sliding, slots, head[0], window, head[1], dtype=dtype, device=device)
-        self._arena = torch.empty(
-            2, len(shape.sliding) - sliding, head[0], tokens, head[1], dtype=dtype, device=device
-        )
+        # Zeros, not whatever lies there: what a mask hides is multiplied by nought, and nought times NaN is NaN.
+        self._rings = _zeros((2, sliding, slots, head[0], window, head[1]), dtype, device)
+        self._arena = _zeros((2, len(shape.sliding) - sliding, head[0], tokens, head[1]), dtype, device)
         counts = {True: 0, False: 0}
         self._places: list[int] = []
         for kind in shape.sliding:
@@ -108,6 +108,10 @@ class KvCache:
         self._rings[:, :, lease.slot, :, :ring] = kept.rings[..., :ring, :]
         self._arena[:, :, :, lease.start : lease.start + tokens] = kept.run[..., :tokens, :]
 
+    def scrub(self, lease: Lease) -> None:
+        """Clear a ring that may hold numbers which are none, before it is lent again."""
+        self._rings[:, :, lease.slot] = 0
+
     def chunk(self, lease: Lease, start: int, end: int, blocks: Sequence[tuple[int, int]]) -> Attend:
         """Attention for prompt positions ``[start, end)`` of one sequence.
 
@@ -119,6 +123,14 @@ class KvCache:
     def step(self, leases: Sequence[Lease], positions: Sequence[int]) -> Attend:
         """Attention for one row of each of several sequences, in the order of their slots."""
         return _Step(self, leases, positions)
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    # Pages of fresh memory that nobody wrote to are zeros and not there yet: a large cache costs what is used of it.
+    count = math.prod(size) * dtype.itemsize
+    return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(size)
 
 
 class _Chunk:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from medport.errors import VerificationError
 from medport_local.engine import devices
 from medport_local.engine.assembly import empty_model, fill_model
 from medport_local.engine.codecs import ImageCodec, SiglipTextCodec, TextCodec
+from medport_local.engine.int8_weights import Int8Weights
+from medport_local.engine.kernels import Int8
 from medport_local.engine.torchvision_check import IMPORT_FAULTS, check_torchvision
 from medport_local.engine.weights import read_shards
 from medport_local.snapshot import Snapshot
@@ -83,11 +85,14 @@ class Gemma:
     image_token_id: int | None
     eos_ids: frozenset[int]
     device: torch.device
+    int8: Mapping[str, Int8] = field(default_factory=dict, repr=False)
+    """The language model's weights where they are int8, by ``layers.3.q_proj``, ``embed_tokens`` and ``lm_head``; the
+    model's own parameters have no memory then, and its ``forward`` cannot run."""
 
     @property
     def small(self) -> bool:
         """Too small to gain from several threads."""
-        return _is_small(self.model)
+        return _is_small(self.model, self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,7 @@ class Siglip:
     @property
     def small(self) -> bool:
         """Too small to gain from several threads."""
-        return _is_small(self.model)
+        return _is_small(self.model, self.device)
 
 
 @contextmanager
@@ -152,7 +157,7 @@ def load_gemma(snapshot: Snapshot, *, device: str | None = None, dtype: DtypeRul
         )
     if not tokenizer.chat_template:
         raise VerificationError("the snapshot has no chat template", field="chat_template.jinja")
-    model = _load(model_class, config, snapshot, where, dtype)
+    model, int8 = _load(model_class, config, snapshot, where, dtype)
     if generation is not None:
         model.generation_config = generation
     eos = model.generation_config.eos_token_id
@@ -166,6 +171,7 @@ def load_gemma(snapshot: Snapshot, *, device: str | None = None, dtype: DtypeRul
         image_token_id=int(config.image_token_id) if snapshot.takes_images else None,
         eos_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
         device=where,
+        int8=int8,
     )
 
 
@@ -177,7 +183,7 @@ def load_siglip(snapshot: Snapshot, *, device: str | None = None, dtype: DtypeRu
         config = SiglipConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = SiglipTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         images = _image_codec(SiglipImageProcessorPil, folder)
-    model = _load(SiglipModel, config, snapshot, where, dtype)
+    model, _ = _load(SiglipModel, config, snapshot, where, dtype)
     return Siglip(
         model=model,
         text=SiglipTextCodec(tokenizer, snapshot.max_context),
@@ -218,14 +224,19 @@ def _configuration(snapshot: Snapshot) -> Iterator[str]:
         yield folder
 
 
-def _load(model_class: Any, config: Any, snapshot: Snapshot, device: torch.device, rule: DtypeRule) -> Any:
+def _load(
+    model_class: Any, config: Any, snapshot: Snapshot, device: torch.device, rule: DtypeRule
+) -> tuple[Any, Mapping[str, Int8]]:
     model = empty_model(model_class, config)
     dtype = _dtype(model, rule)
-    fill_model(model, read_shards(snapshot), device=device, dtype=dtype, rebuild=_buffer)
+    shards, int8 = read_shards(snapshot), Int8Weights(model if snapshot.int8 else None, device)
+    fill_model(
+        model, int8.taken_from(shards), device=device, dtype=dtype, rebuild=_buffer, elsewhere=int8.places
+    )
     # As from_pretrained leaves them; parts of the library ask the configuration.
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         part.dtype = dtype
-    return model
+    return model, int8.complete()
 
 
 def _dtype(model: Any, rule: DtypeRule) -> torch.dtype:
@@ -245,8 +256,8 @@ def _buffer(module: nn.Module, name: str, empty: Tensor) -> Tensor:
     return value
 
 
-def _is_small(model: Any) -> bool:
-    return bool(model.device.type == "cpu" and model.num_parameters() < _SMALL_PARAMETERS)
+def _is_small(model: Any, device: torch.device) -> bool:
+    return bool(device.type == "cpu" and model.num_parameters() < _SMALL_PARAMETERS)
 
 
 def _image_codec(processor_class: Any, folder: str) -> ImageCodec:

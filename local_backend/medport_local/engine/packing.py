@@ -1,11 +1,14 @@
-"""MedSigLIP's linear products on a CPU: weights in oneDNN's own layout, and GELU inside the product before it.
+"""How MedSigLIP's numbers lie in memory: the same forward, sooner.
 
-In bfloat16 torch's ``linear`` brings its weight into that layout at every call, and its GELU costs half as much as
-the product before it. Packed once and fused, the same numbers come sooner; GELU then sees the product before it is
-rounded. Measured by ``tests/benchmarks/embed_limit.py``. The operators are those that ``torch.compile`` uses for
-frozen weights; they are no part of torch's public interface, so they are tried before they are used.
+Everywhere: the patches' rows are laid out one after the other. transformers takes them from the convolution as
+columns, each sum with the residual keeps that order, and so every norm of every layer has to turn them around.
 
-Source: ``torch/_inductor/fx_passes/mkldnn_fusion.py``.
+On a CPU in bfloat16: weights lie in oneDNN's own layout, and GELU is inside the product before it. There torch's
+``linear`` brings its weight into that layout at every call, and its GELU costs half as much as the product. Fused,
+GELU sees the product before it is rounded. The operators are those that ``torch.compile`` uses for frozen weights;
+they are no part of torch's public interface, so they are tried before they are used.
+
+Measured by ``tests/benchmarks/embed_limit.py``. Source: PyTorch, torch/_inductor/fx_passes/mkldnn_fusion.py.
 """
 
 from __future__ import annotations
@@ -52,6 +55,13 @@ class PackedLinear(nn.Module):
         return y
 
 
+def by_rows(model: Any) -> None:
+    """Let the towers of a SigLIP model hand each patch's numbers on side by side, as all layers read them."""
+    for module in model.modules():
+        if type(module).__name__ == "SiglipVisionEmbeddings":
+            module.register_forward_hook(_contiguous)
+
+
 def pack(model: Any) -> bool:
     """Pack the linear layers of all encoder layers of a SigLIP tower or model, in place.
 
@@ -75,6 +85,10 @@ def pack(model: Any) -> bool:
             mlp.fc1 = PackedLinear(mlp.fc1)
         mlp.fc2 = PackedLinear(mlp.fc2)
     return True
+
+
+def _contiguous(module: nn.Module, given: object, patches: Tensor) -> Tensor:
+    return patches.contiguous()
 
 
 def _fits(weight: Tensor) -> bool:

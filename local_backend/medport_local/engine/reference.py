@@ -9,14 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medport.errors import ConfigError
 from medport_local.engine.loading import Gemma, new_cache
 from medport_local.engine.sequence import GenerationRequest
 
 
 class Reference:
-    """One sequence on the model's own module."""
+    """One sequence on the model's own module.
+
+    Raises:
+        ConfigError: the weights are int8, which the module cannot multiply with.
+    """
 
     def __init__(self, gemma: Gemma, request: GenerationRequest) -> None:
+        if gemma.int8:
+            raise ConfigError(
+                "a snapshot of int8 weights has no plain way to an answer",
+                field="snapshot",
+                remedy="compare with the snapshot that it was made from",
+            )
         self._gemma = gemma
         self._request = request
         self._cache = new_cache(gemma.model)

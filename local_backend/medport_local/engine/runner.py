@@ -161,9 +161,15 @@ class Runner:
             return None
         return self._prefill(sequence, batch.start, batch.end)
 
+    @torch.inference_mode()
     def release(self, sequence: Sequence) -> None:
-        """Free what a sequence holds; nothing happens if that is nothing."""
+        """Free what a sequence holds; nothing happens if that is nothing. Its memory is its own until then."""
         self._states.pop(sequence.id, None)
+
+    @torch.inference_mode()
+    def scrub(self, sequence: Sequence) -> None:
+        """Clear what a failed sequence wrote: what hides in a ring must not reach whoever gets it next."""
+        self._cache.scrub(self._lease(sequence))
 
     def forget_group(self, group: str) -> None:
         """Drop what the requests of a group shared: the last of them is over."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 
+_PIECE = 32_768
+
 
 class Shape:
     """Grammar, end tokens, bias and penalties of one sequence.
@@ -57,7 +59,7 @@ class Shape:
         held = self._ends if generated < self._sampling.min_tokens else self._ends[:0]
         shaped = logits if self._matcher is None else _only(logits, self._matcher.allowed())
         if shaped is logits and (len(held) or len(self._biased) or self._seen is not None):
-            shaped = logits.clone()
+            shaped = torch.from_numpy(logits.numpy().copy())
         values: Floats = shaped.numpy()
         if len(held):
             there = values[held]
@@ -124,5 +126,9 @@ def _only(logits: Tensor, allowed: npt.NDArray[np.bool_]) -> Tensor:
     """A copy in which all else is forbidden, and what the tokenizer has no token for: rows are padded."""
     shaped = torch.full_like(logits, NEVER)
     size = min(len(allowed), len(logits))
-    torch.where(torch.from_numpy(allowed[:size]), logits[:size], torch.tensor(NEVER), out=shaped[:size])
+    flags, never = torch.from_numpy(allowed), torch.tensor(NEVER)
+    # In pieces that torch does not divide among threads: waiting for those takes longer than the work.
+    for start in range(0, size, _PIECE):
+        piece = slice(start, min(start + _PIECE, size))
+        torch.where(flags[piece], logits[piece], never, out=shaped[piece])
     return shaped

@@ -66,19 +66,19 @@ def edges(logits: torch.Tensor, sampling: Sampling) -> list[float]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(logits=rows(), sampling=samplings, point=points)
+@given(logits=rows(), sampling=samplings, point=points, few=st.sampled_from([0, 2048]))
 def test_shortcuts_draw_the_token_of_the_definition(
-    logits: torch.Tensor, sampling: Sampling, point: float
+    logits: torch.Tensor, sampling: Sampling, point: float, few: int
 ) -> None:
-    found = Drawer(few=0).draw(logits, float(logits.max()), sampling, point)
+    found = Drawer(few).draw(logits, float(logits.max()), sampling, point)
 
     assert found == drawn(logits, sampling, point)
 
 
 @settings(max_examples=60, deadline=None)
-@given(logits=rows(), sampling=samplings)
-def test_shortcuts_agree_at_the_very_edges(logits: torch.Tensor, sampling: Sampling) -> None:
-    drawer = Drawer(few=0)
+@given(logits=rows(), sampling=samplings, few=st.sampled_from([0, 2048]))
+def test_shortcuts_agree_at_the_very_edges(logits: torch.Tensor, sampling: Sampling, few: int) -> None:
+    drawer = Drawer(few)
 
     for point in edges(logits, sampling):
         assert drawer.draw(logits, float(logits.max()), sampling, point) == drawn(logits, sampling, point)
@@ -145,7 +145,18 @@ def test_long_rows_draw_the_token_of_the_definition(spread: float, size: int, op
         assert drawer.draw(logits, float(logits.max()), sampling, point) == drawn(logits, sampling, point)
 
 
-@pytest.mark.parametrize("options", [{}, {"top_p": 0.95}, {"top_p": 0.95, "temperature": 0.5}, {"min_p": 1e-8}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_p": 0.95},
+        {"top_p": 0.95, "temperature": 0.5},
+        {"min_p": 1e-8},
+        {"min_p": 0.05},
+        {"top_k": 64, "top_p": 0.95},
+        {"top_k": 2000},
+    ],
+)
 def test_usual_rows_need_no_definition(monkeypatch: pytest.MonkeyPatch, options: dict[str, float]) -> None:
     logits = flat(262_144, 1.5)
     logits[::5000] += 12
@@ -164,7 +175,9 @@ def test_weights_are_as_near_as_is_claimed() -> None:
     exact = ((logits.double() - logits.max()) / 0.9).softmax(0).cumsum(0)
 
     for dtype, slack in draw._SLACK.items():
-        weights = Drawer().weights(logits, float(logits.max()), 0.9, dtype).reshape(-1)[: len(logits)]
+        weights = torch.from_numpy(Drawer().weights(logits, float(logits.max()), 0.9, dtype)).reshape(-1)[
+            : len(logits)
+        ]
         reached = weights.double().cumsum(0)
         assert float((reached / reached[-1] - exact).abs().max()) < slack / 2
 

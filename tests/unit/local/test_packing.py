@@ -13,7 +13,7 @@ from medport_local import phantom
 from medport_local.engine import packing, vectors
 from medport_local.engine.agreement import _images
 from medport_local.engine.loading import Siglip, load_siglip
-from medport_local.engine.packing import PackedLinear, pack
+from medport_local.engine.packing import PackedLinear, by_rows, pack
 from medport_local.snapshot import open_snapshot
 
 pytestmark = pytest.mark.skipif(not packing._works(), reason="this build of torch lacks oneDNN's linear operators")
@@ -59,6 +59,18 @@ def test_packed_model_gives_the_vectors_of_the_plain_one() -> None:
     assert packed
     assert (embedded(model) - reference).abs().max() <= 1.5 * error_of_plain
     assert (embedded(model) * embedded(plain)).sum(-1).min() >= 0.9995
+
+
+def test_rows_side_by_side_change_no_vector_and_every_layer_gets_them() -> None:
+    plain, model = siglip("float32"), siglip("float32")
+    seen = []
+    for layer in model.model.vision_model.encoder.layers:
+        layer.register_forward_pre_hook(lambda module, given: seen.append(given[0].is_contiguous()))
+
+    by_rows(model.model)
+
+    assert (embedded(model) - embedded(plain)).abs().max() <= 1e-6
+    assert seen == [True] * 4
 
 
 def test_packed_model_holds_no_plain_weight_of_what_was_packed() -> None:

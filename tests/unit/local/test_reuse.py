@@ -85,7 +85,7 @@ def assemble(parts: list[int | tuple[None, int]]) -> Prompt:
 
 
 prompts = pieces.map(assemble)
-scopes: st.SearchStrategy[Scope] = st.tuples(st.sampled_from(["", "a"]), st.sampled_from([None, "lora"]))
+scopes: st.SearchStrategy[Scope] = st.sampled_from([("", None), ("", "lora"), ("a", None)])
 
 
 @dataclass
@@ -206,6 +206,21 @@ def test_prefix_longer_than_the_window_serves_only_its_own_length() -> None:
 
     assert cache.find(("", None), text(1, 2, 1, 2, 1, 2, 2).key, ()) is None
     assert cache.find(("", None), text(1, 2, 1, 2, 1, 2, 1, 2).key, ()) == (7, "wrapped")
+
+
+def test_prefix_as_long_as_the_window_serves_any_part_of_it() -> None:
+    cache = prefixes()
+    cache.put(("", None), text(1, 2, 1, 2, 1, 2).key, "full ring", 10)
+
+    assert cache.find(("", None), text(1, 2, 1, 1).key, ()) == (3, "full ring")
+
+
+def test_prompt_that_ends_with_an_image_is_cut_before_it() -> None:
+    cache = prefixes()
+    cache.put(("", None), assemble([1, (None, 1), 2]).key, "longer", 10)
+    prompt = assemble([1, (None, 1)])
+
+    assert cache.find(("", None), prompt.key, prompt.blocks) == (1, "longer")
 
 
 def test_whole_prompt_is_used_only_where_the_entry_ends_there() -> None:

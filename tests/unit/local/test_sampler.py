@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from medport_local.engine.distribution import distribution
+from medport.errors import InputError, ServerError
+from medport_local.engine import logprobs as logprobs_module
+from medport_local.engine.distribution import NEVER, distribution
 from medport_local.engine.sampler import Choice, Sampler
 from medport_local.engine.sequence import GenerationRequest, Sampling, Sequence
 
@@ -228,3 +230,132 @@ def test_vanishing_temperature_is_greedy() -> None:
     logits = noise(8)
 
     assert pick(Sampler(), logits, row(1, temperature=1e-30))[0].token == int(logits.argmax())
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [[math.nan], [math.inf], [math.nan, math.inf, NEVER], [NEVER] * VOCABULARY],
+    ids=lambda given: str(given[0]),
+)
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_row_without_numbers_fails_alone(fault: list[float], broken: int) -> None:
+    logits = noise(9, rows=3)
+    options = [{}, {"temperature": 1.0, "seed": 5, "logprobs": 2}, {"repetition_penalty": 1.3, "min_tokens": 2}]
+    expected = [pick(Sampler(), logits[i : i + 1], row(i, **options[i]))[0] for i in range(3)]
+    logits[broken, VOCABULARY - len(fault) :] = torch.tensor(fault)
+
+    choices = Sampler().pick(logits, [row(i, **options[i]) for i in range(3)])
+
+    assert isinstance(choices[broken], ServerError)
+    assert "numbers that are none" in str(choices[broken])
+    assert [each for i, each in enumerate(choices) if i != broken] == [
+        each for i, each in enumerate(expected) if i != broken
+    ]
+
+
+def test_forbidden_tokens_are_no_fault() -> None:
+    logits = torch.full((2, VOCABULARY), NEVER)
+    logits[:, 17] = -3.0
+
+    choices = pick(Sampler(), logits, row(1), row(2, temperature=1.0, seed=1, logprobs=1))
+
+    assert [choice.token for choice in choices] == [17, 17]
+    assert choices[1].top == ((17, 0.0),)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_penalty_that_leaves_no_number_is_the_callers_fault(temperature: float) -> None:
+    logits = noise(3)
+    penalised = row(1, tuple(range(VOCABULARY)), repetition_penalty=1e-60, temperature=temperature)
+
+    (choice,) = Sampler().pick(logits, [penalised])
+
+    assert isinstance(choice, InputError)
+    assert choice.field == "repetition_penalty"
+
+
+def test_end_may_come_early_if_nothing_else_is_left() -> None:
+    logits = torch.full((1, 8), NEVER)
+    logits[0, EOS] = 1.0
+
+    assert pick(Sampler(frozenset({EOS})), logits, row(1, min_tokens=5))[0].token == EOS
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 20, "top_p": 0.95}, {"min_p": 0.05}])
+def test_seed_means_one_uniform_number_a_token(options: dict[str, float]) -> None:
+    generator = torch.Generator().manual_seed(77)
+    logits = list(torch.randn(12, 9000, generator=torch.Generator().manual_seed(1)) * 2)
+    expected = []
+    for each in logits:
+        shares, tokens = distribution(each, Sampling(max_tokens=1, temperature=0.8, **options))  # type: ignore[arg-type]
+        point = torch.rand((), generator=generator, dtype=torch.float64)
+        expected.append(int(tokens[int(torch.searchsorted(shares.cumsum(0), point, right=True))]))
+
+    found = tokens_of(Sampler(), row(1, temperature=0.8, seed=77, **options), logits)
+
+    assert found == expected
+
+
+def test_seed_draws_the_same_whenever_others_join_and_leave() -> None:
+    logits = torch.randn(4, 5000, generator=torch.Generator().manual_seed(2))
+    alone = tokens_of(Sampler(), row(1, temperature=1.0, seed=5, frequency_penalty=0.2), [logits[2]] * 12)
+
+    sampler, crowded = Sampler(), row(1, temperature=1.0, seed=5, frequency_penalty=0.2)
+    for step in range(12):
+        others = [row(10 + step // 4 + i, temperature=1.5, seed=5, top_p=0.5) for i in range(step % 4)]
+        batch = [*others, crowded]
+        rows = torch.stack([logits[0]] * len(others) + [logits[2]])
+        crowded.generated.append(pick(sampler, rows, *batch)[-1].token)
+
+    assert crowded.generated == alone
+
+
+def test_equal_logits_are_told_in_the_vocabularys_order() -> None:
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, [50, 7, 31]] = 2.0
+
+    choice = pick(Sampler(), logits, row(1, logprobs=5))[0]
+
+    assert choice.token == 7
+    assert [token for token, _ in choice.top] == [7, 31, 50, 0, 1]
+
+
+def test_all_rows_at_once_tell_what_each_row_tells() -> None:
+    logits = torch.randn(5, 3001, generator=torch.Generator().manual_seed(4)) * 3
+    logits[:, 100:900] = NEVER
+    rows, tokens, counts = (0, 2, 4), (5, 3000, 17), (3, 0, 20)
+
+    at_once = logprobs_module._of_rows(logits, rows, tokens, counts)
+
+    one_by_one = logprobs_module.logprobs(logits, rows, tokens, counts)
+    for (mine, top), (theirs, likely) in zip(at_once, one_by_one, strict=True):
+        assert mine == pytest.approx(theirs, abs=2e-6)
+        assert [token for token, _ in top] == [token for token, _ in likely]
+        assert [value for _, value in top] == pytest.approx([value for _, value in likely], abs=2e-6)
+    assert [len(top) for _, top in at_once] == list(counts)
+
+
+def test_logprobs_alone_keep_no_state() -> None:
+    sampler = Sampler()
+
+    pick(sampler, noise(1, rows=2), row(1, logprobs=3), row(2))
+
+    assert sampler.held == 0
+
+
+def test_penalties_of_a_long_answer_are_the_dense_formula() -> None:
+    chance = torch.Generator().manual_seed(8)
+    logits = list(torch.randn(300, VOCABULARY, generator=chance))
+    prompt = (4, 4, 59, 8, VOCABULARY, 10**6)
+    options = {"repetition_penalty": 1.4, "frequency_penalty": 0.3, "presence_penalty": -0.6}
+    counts, expected = torch.zeros(VOCABULARY), []
+    seen = torch.zeros(VOCABULARY, dtype=torch.bool)
+    seen[[4, 59, 8]] = True
+    for each in logits:
+        shaped = torch.where(seen, torch.where(each > 0, each / 1.4, each * 1.4), each)
+        token = int((shaped - 0.3 * counts + 0.6 * (counts > 0)).argmax())
+        expected.append(token)
+        counts[token] += 1
+        seen[token] = True
+
+    assert tokens_of(Sampler(), row(1, prompt, **options), logits) == expected

@@ -79,7 +79,7 @@ def test_chunk_beside_decoding_keeps_the_stall_budget_and_a_lonely_one_four_of_t
     alone, beside = device.scheduler(stall_ms=100), device.scheduler(stall_ms=100)
     alone.add(sequence(1, 8000, 1))
     decoding(device, beside)
-    beside.add(sequence(2, 8000, 1))
+    beside.add(sequence(2, 3000, 1))
 
     lonely = max(end - start for start, end in chunks_of(device.drain(alone), 1))
     accompanied = max(end - start for start, end in chunks_of(device.drain(beside), 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import GemmaTokenizer
 
 from medport_local.engine.codecs import TextCodec
 from medport_local.engine.detokenizer import Detokenizer
+from medport_local.engine.stops import Stops
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +105,122 @@ def test_control_tokens_are_seen_if_asked_for(codec: TextCodec) -> None:
 
     assert "".join(detokenizer.feed(i) for i in ids) == "x<unused95>y<end_of_turn><pad>"
     assert Detokenizer(codec.pieces()).piece(ids[-1]) == b""
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def whole_characters(data: bytes) -> str:
+    """The longest beginning that is whole characters, of text that is cut anywhere."""
+    for end in range(len(data), -1, -1):
+        try:
+            return data[:end].decode()
+        except UnicodeDecodeError:
+            continue
+    raise AssertionError
+
+
+characters = st.one_of(
+    st.characters(exclude_categories=["Cs"]),
+    st.sampled_from(["\u200d", "\U0001f469", "\U0001f52c", "\ufe0f", "\U0001f3fd", "肺", "é", "\u0301", "\x00"]),
+)
+
+
+@given(text=st.text(characters, max_size=30), places=st.lists(st.integers(0, 200), max_size=40))
+def test_each_token_gives_all_characters_that_are_whole(text: str, places: list[int]) -> None:
+    pieces = cut(text.encode(), places)
+    detokenizer = Detokenizer(pieces)
+
+    given_out = ""
+    for token in range(len(pieces)):
+        given_out += detokenizer.feed(token)
+        assert given_out == whole_characters(b"".join(pieces[: token + 1]))
+    assert detokenizer.flush() == ""
+
+
+@given(data=st.binary(max_size=40), places=st.lists(st.integers(0, 200), max_size=40))
+def test_bytes_that_are_no_text_come_out_the_same_however_they_are_cut(data: bytes, places: list[int]) -> None:
+    pieces = cut(data, places)
+
+    assert "".join(stream(pieces, list(range(len(pieces))))) == data.decode("utf-8", "replace")
+
+
+def test_parts_of_a_joined_emoji_come_one_by_one() -> None:
+    scientist = "\U0001f469\u200d\U0001f52c"
+    pieces = [bytes([byte]) for byte in scientist.encode()]
+
+    assert [text for text in stream(pieces, list(range(len(pieces)))) if text] == list(scientist)
+
+
+def until_stopped(text: str, stop: list[str], include: bool, first: int = 0) -> tuple[str, bool]:
+    """The definition: the stop string that is complete first, at ``first`` or later; of two, the longer."""
+    for end in range(first + 1, len(text) + 1):
+        met = [word for word in stop if text[:end].endswith(word)]
+        if met:
+            return text[: end if include else end - max(map(len, met))], True
+    return text, False
+
+
+@settings(max_examples=300)
+@given(
+    text=st.text("ab肺", max_size=40),
+    stop=st.lists(st.text("ab肺", min_size=1, max_size=7), max_size=5),
+    places=st.lists(st.integers(0, 200), max_size=40),
+    include=st.booleans(),
+    unarmed=st.integers(0, 5),
+)
+def test_stop_strings_do_not_depend_on_how_the_text_is_cut(
+    text: str, stop: list[str], places: list[int], include: bool, unarmed: int
+) -> None:
+    pieces = cut(text.encode(), places)
+    detokenizer = Detokenizer(pieces, stop, include_stop=include)
+    before = whole_characters(b"".join(pieces[:unarmed]))
+    expected, stops = until_stopped(text, stop, include, len(before))
+
+    given_out = ""
+    for token in range(len(pieces)):
+        given_out += detokenizer.feed(token, armed=token >= unarmed)
+        assert expected.startswith(given_out)
+        so_far = whole_characters(b"".join(pieces[: token + 1]))
+        longest = max((len(word) - 1 for word in stop), default=0)
+        assert detokenizer.stopped or len(so_far) - len(given_out) <= longest
+    stopped = detokenizer.stopped
+    given_out += detokenizer.flush()
+
+    assert (given_out, stopped) == (expected, stops)
+
+
+@given(
+    text=st.text("ab", max_size=40), stop=st.lists(st.text("ab", min_size=1, max_size=7), min_size=1, max_size=5)
+)
+def test_no_more_is_held_back_than_could_become_a_stop_string(text: str, stop: list[str]) -> None:
+    stops = Stops(stop)
+
+    found = stops.find(text)
+
+    if found is None:
+        ends = [k for word in stop for k in range(len(word)) if text.endswith(word[:k])]
+        assert stops.begun == max(ends)
+
+
+def test_cost_of_a_token_does_not_grow_with_the_answer_or_the_stop_strings() -> None:
+    # A count of steps, not of seconds: each comparison of the search goes through the counting string.
+    class Counted(str):
+        looks = 0
+
+        def __getitem__(self, key: object) -> str:
+            Counted.looks += 1
+            return str.__getitem__(self, key)  # type: ignore[index]
+
+    words = [Counted("a" * length + "b") for length in range(240, 256)]
+    stops = Stops(words)
+    for word in stops._words:
+        word.word = Counted(word.word)
+
+    for _ in range(8192):
+        assert stops.find("aaaa") is None
+
+    per_character = Counted.looks / (8192 * 4 * len(words))
+    assert per_character < 6
