@@ -24,8 +24,8 @@ from medport.errors import ConfigError
 from medport_local import phantom
 from medport_local.control.resources import PLANS, VERSION, Deployed, Resources, check_location
 from medport_local.engine.embedder import Embedder, EmbedderLimits
-from medport_local.engine.engine import Engine, EngineLimits, TorchEngine
-from medport_local.engine.loading import load_gemma, load_siglip
+from medport_local.engine.engine import Engine, EngineLimits
+from medport_local.opening import ModelOptions, Opened, open_model
 from medport_local.serving import observe
 from medport_local.serving.audit import AuditLog
 from medport_local.serving.batch import Batches
@@ -40,6 +40,7 @@ from medport_local.serving.protocol import Protocol
 from medport_local.serving.routes import Api, ContainerRoutes, Route, starlette_routes
 from medport_local.serving.traces import Traces
 from medport_local.snapshot import Family, Snapshot, open_snapshot
+from medport_local.standing import Standing
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -69,8 +70,8 @@ class Settings:
     """Where a line about each request to a model is kept; see ``serving.chain``."""
     advertised: str | None = None
     """``host:port`` by which clients reach the server, shown as ``dedicatedEndpointDns``."""
-    device: str | None = None
-    """``"cpu"``, ``"cuda"``, ``"cuda:1"``; by default CUDA where there is one."""
+    models: ModelOptions = field(default_factory=ModelOptions)
+    """On which device, in which dtype, by which engine and with which adapters."""
     engine_limits: EngineLimits = field(default_factory=EngineLimits)
     embedder_limits: EmbedderLimits = field(default_factory=EmbedderLimits)
     allow_fetch: Sequence[str] = ()
@@ -97,6 +98,10 @@ class Settings:
                 raise ConfigError(
                     f"{name!s:.40} is not a model family", field="snapshot", remedy=f"use {' or '.join(FAMILIES)}"
                 )
+        if self.models.adapters and "medgemma" not in self.snapshots:
+            raise ConfigError(
+                "there is no MedGemma to adapt", field="adapter", remedy="give --snapshot medgemma=DIR"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +122,10 @@ def phantom_snapshots() -> dict[str, Path]:
 def create_app(settings: Settings, *, tracer_provider: TracerProvider | None = None) -> Starlette:
     """The ASGI app; engines start and drain in its lifespan.
 
-    ``app.state.engines`` maps a family to its engine, ``app.state.deployed`` to its names and snapshot,
-    ``app.state.guard`` holds its keys and its state of life. The lifespan raises ConfigError and VerificationError
-    as ``open_snapshot`` does, and ConfigError if the audit log cannot be written.
+    ``app.state.engines`` maps a family to its engine, ``app.state.standing`` to what it runs on and may take,
+    ``app.state.deployed`` an endpoint's id to its names and snapshot; ``app.state.guard`` holds its keys and its
+    state of life. The lifespan raises ConfigError and VerificationError as ``open_snapshot`` and ``open_model``
+    do, and ConfigError if the audit log cannot be written.
 
     Args:
         tracer_provider: OpenTelemetry's, for a span of each request; no spans without one.
@@ -130,6 +136,7 @@ def create_app(settings: Settings, *, tracer_provider: TracerProvider | None = N
     served: dict[str, Served] = {}
     deployed: dict[str, Deployed] = {}
     engines: dict[str, Engine | Embedder] = {}
+    standing: dict[str, Standing] = {}
     guard = Guard(keys=KeyRing(settings.api_key, settings.keys_file))
     metrics = observe.metrics_if_installed(lambda: engines, guard.lifecycle)
     traces = Traces(tracer_provider) if tracer_provider is not None else None
@@ -152,19 +159,20 @@ def create_app(settings: Settings, *, tracer_provider: TracerProvider | None = N
             if settings.audit_dir is not None:
                 guard.audit = await asyncio.to_thread(AuditLog, settings.audit_dir)
             for name, source in settings.snapshots.items():
-                snapshot, engine = await asyncio.to_thread(_open, name, source, settings)
-                engines[name] = engine
-                for plan in PLANS[snapshot.family]:
+                opened = await asyncio.to_thread(_open, name, source, settings)
+                engines[name], standing[name] = opened.engine, opened.standing
+                for plan in PLANS[opened.snapshot.family]:
                     if plan.dialect not in settings.dialects:
                         continue
                     deployed[plan.endpoint_id] = each = Deployed(
                         plan=plan,
-                        snapshot=snapshot,
+                        snapshot=opened.snapshot,
+                        adapters=opened.standing.adapters,
                         project=settings.project,
                         location=settings.location,
                         since=datetime.now(UTC),
                     )
-                    served[plan.endpoint_id] = _served(each, engine, threads, fetcher, settings)
+                    served[plan.endpoint_id] = _served(each, opened.engine, threads, fetcher, settings)
             guard.lifecycle.start()
             yield
         finally:
@@ -192,6 +200,7 @@ def create_app(settings: Settings, *, tracer_provider: TracerProvider | None = N
     # The router would make the target from the Host header, which is the caller's word.
     app.router.redirect_slashes = False
     app.state.engines = engines
+    app.state.standing = standing
     app.state.deployed = deployed
     app.state.guard = guard
     return app
@@ -272,22 +281,23 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _open(name: str, source: Path | Snapshot, settings: Settings) -> tuple[Snapshot, Engine | Embedder]:
-    snapshot = source if isinstance(source, Snapshot) else open_snapshot(source)
+def _open(name: str, source: Path | Snapshot, settings: Settings) -> Opened:
+    # The weights are hashed as they are loaded: reading them twice would take twice as long.
+    snapshot = source if isinstance(source, Snapshot) else open_snapshot(source, defer_weights=True)
     if snapshot.family != name:
         raise ConfigError(
             f"the snapshot for {name} is a {snapshot.family}",
             field="snapshot",
             remedy=f"give --snapshot {snapshot.family}=DIR",
         )
-    engine: Engine | Embedder
-    if snapshot.family == "medgemma":
-        gemma = load_gemma(snapshot, device=settings.device)
-        engine = TorchEngine(gemma, snapshot, limits=settings.engine_limits)
-    else:
-        engine = Embedder(load_siglip(snapshot, device=settings.device), limits=settings.embedder_limits)
+    opened = open_model(
+        snapshot,
+        settings.models,
+        engine_limits=settings.engine_limits,
+        embedder_limits=settings.embedder_limits,
+    )
     logger.info("%s is ready: %s, sha256 %.12s", name, snapshot.model_id, snapshot.snapshot_sha256)
-    return snapshot, engine
+    return opened
 
 
 def _served(
@@ -306,6 +316,7 @@ def _served(
         model_display_name=snapshot.model_id,
         revision=snapshot.revision,
         snapshot_sha256=snapshot.snapshot_sha256,
+        adapters=deployed.adapters,
         bounds=DEDICATED if deployed.plan.dedicated else SHARED,
         lists=settings.container is not None and settings.container.lists,
         since=int(deployed.since.timestamp()),

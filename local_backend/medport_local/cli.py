@@ -1,22 +1,23 @@
-"""``medport serve | audit | keys``: the local server on the command line."""
+"""``medport serve`` and the other commands of the local backend."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medport.errors import ConfigError, MedportError, row_of
-from medport_local import cli_audit, cli_keys
+from medport_local import cli_audit, cli_bench, cli_engine, cli_keys, cli_quantize
+from medport_local import cli_options as options
+from medport_local.cli_ready import Address, announce
 from medport_local.stopping import Stop
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from medport_local.app import Settings, Tls
-    from medport_local.control.resources import Deployed
 
 _PANEL_EXAMPLE = """
 Serve the phantoms on this machine:  medport serve
@@ -34,8 +34,11 @@ Serve a real model:  medport serve --snapshot medgemma=/models/medgemma-4b-it
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands ``serve``, ``audit`` and ``keys``."""
+    """Add the commands ``serve``, ``audit``, ``keys``, ``engine``, ``quantize`` and ``bench``."""
     app.command("serve", epilog=_PANEL_EXAMPLE)(serve)
+    cli_quantize.register(app)
+    cli_bench.register(app)
+    app.add_typer(cli_engine.app, name="engine")
     app.add_typer(cli_audit.app, name="audit")
     app.add_typer(cli_keys.app, name="keys")
 
@@ -76,7 +79,17 @@ def serve(
         float,
         typer.Option(min=0, metavar="SECONDS", help="On SIGTERM, serve on for so long while health says no."),
     ] = 0.0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; CUDA where there is one.")] = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    embed_dtype: options.EmbedDtype = "auto",
+    max_running: options.MaxRunning = None,
+    kv_cache: options.KvCache = None,
+    reuse: options.Reuse = "0",
+    stall_ms: options.StallMs = None,
+    max_wait: options.MaxWait = None,
+    adapter: options.AdapterDirs = None,
+    engine: options.EngineKind = "torch",
+    engine_state: options.EngineState = None,
     allow_fetch: Annotated[
         list[str] | None,
         typer.Option(
@@ -109,7 +122,20 @@ def serve(
             remedy="give --tls-cert and --tls-key, or --tls-self-signed DIR, and --api-key-env NAME or "
             "--keys FILE; or --allow-plain-http where something in front of the server does this",
         )
-    chosen = _snapshots(snapshot or [])
+    chosen = options.named_directories(snapshot or [], "snapshot", example="medgemma=DIR")
+    computing = options.EngineOptions(
+        device=device,
+        dtype=dtype,
+        embed_dtype=embed_dtype,
+        max_running=max_running,
+        kv_cache=kv_cache,
+        reuse=reuse,
+        stall_ms=stall_ms,
+        max_wait_s=max_wait,
+        adapters=tuple(adapter or ()),
+        engine=engine,
+        engine_state=engine_state,
+    )
     # Imported when all this is right: torch takes seconds.
     from medport_local import tls as certificates
     from medport_local.app import Settings, Tls, phantom_snapshots
@@ -133,7 +159,8 @@ def serve(
         audit_dir=audit,
         drain_grace_s=drain_grace,
         advertised=netloc,
-        device=device,
+        models=computing.models(),
+        engine_limits=computing.limits(),
         allow_fetch=tuple(allow_fetch or ()),
         batch_dir=batch_dir,
     )
@@ -142,10 +169,14 @@ def serve(
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     url = f"{'https' if files else 'http'}://{netloc}"
-    facts = _Facts(url, str(ca_file) if ca_file else None, as_json, api_key_env)
+    address = Address(url=url, ca_file=str(ca_file) if ca_file else None, api_key_env=api_key_env)
     shown = Tls(*files, client_ca=tls_client_ca) if files else None
+
+    def told(started: Starlette) -> None:
+        announce(address, list(started.state.deployed.values()), started.state.standing, json_line=as_json)
+
     with provider_from_environment(wanted=trace) as tracer_provider:
-        code = asyncio.run(_until_signal(settings, listener, shown, facts, tracer_provider))
+        code = asyncio.run(_until_signal(settings, listener, shown, told, tracer_provider))
     raise typer.Exit(code)
 
 
@@ -153,54 +184,19 @@ async def _until_signal(
     settings: Settings,
     listener: socket.socket,
     tls: Tls | None,
-    facts: _Facts,
+    told: Callable[[Starlette], None],
     tracer_provider: TracerProvider | None,
 ) -> int:
     from medport_local import app
 
     stop = Stop()
 
-    def announce(started: Starlette) -> None:
+    def ready(started: Starlette) -> None:
         stop.ready = True
-        deployed: Mapping[str, Deployed] = started.state.deployed
-        facts.show(
-            {each.plan.key: each.endpoint_name for each in deployed.values()},
-            {each.plan.key: each.snapshot.model_id for each in deployed.values()},
-            sorted({each.snapshot.notice for each in deployed.values() if each.snapshot.notice}),
-        )
+        told(started)
 
-    await app.serve(
-        settings, listener, stop=stop.asked, on_ready=announce, tls=tls, tracer_provider=tracer_provider
-    )
+    await app.serve(settings, listener, stop=stop.asked, on_ready=ready, tls=tls, tracer_provider=tracer_provider)
     return stop.exit_code
-
-
-class _Facts:
-    """What is said when the server is ready."""
-
-    def __init__(self, url: str, ca_file: str | None, as_json: bool, api_key_env: str | None) -> None:
-        self._url = url
-        self._ca_file = ca_file
-        self._as_json = as_json
-        self._api_key_env = api_key_env
-
-    def show(self, endpoints: Mapping[str, str], models: Mapping[str, str], notices: Sequence[str]) -> None:
-        if self._as_json:
-            line = json.dumps({"url": self._url, "ca_file": self._ca_file, "endpoints": endpoints})
-            print(line, flush=True)  # noqa: T201  the promised line
-            return
-        arguments = [f'backend="local", url="{self._url}"']
-        if self._ca_file:
-            arguments.append(f'ca_file="{self._ca_file}"')
-        if self._api_key_env:
-            arguments.append(f'api_key=os.environ["{self._api_key_env}"]')
-        lines = [f"medport serves at {self._url}"]
-        lines += [f"  {name}: {models[name]} as {endpoints[name]}" for name in endpoints]
-        lines += [f"  Note: {notice}" for notice in notices]
-        lines.append(f"Connect with: medport.Client({', '.join(arguments)})")
-        lines.append("Stop with Ctrl-C.")
-        typer.echo("\n".join(lines))
-        sys.stdout.flush()
 
 
 def _api_key(name: str | None) -> str | None:
@@ -230,18 +226,6 @@ def _tls_files(cert: Path | None, key: Path | None, self_signed: Path | None) ->
         if not path.is_file():
             raise ConfigError(f"there is no file {path}", field=name, remedy="give a PEM file")
     return cert, key
-
-
-def _snapshots(options: Sequence[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for option in options:
-        name, equals, directory = option.partition("=")
-        if not (name and equals and directory):
-            raise ConfigError("is not NAME=DIR", field="snapshot", remedy="give --snapshot medgemma=DIR")
-        if name in found:
-            raise ConfigError(f"{name} is given twice", field="snapshot")
-        found[name] = Path(directory)
-    return found
 
 
 def _is_loopback(host: str) -> bool:

@@ -35,8 +35,8 @@ def quantize(
 ) -> None:
     """Make a snapshot with int8 weights: half the memory, and more tokens a second on a CPU.
 
-    Its answers differ from the original's. How much is measured on texts and drawings, printed, and kept in the new
-    manifest.json. It is another model to every log and answer: serve it with --snapshot medgemma=DIR.
+    Its answers differ from the original's. How much is measured on texts and drawings, printed, and kept in the
+    new manifest.json. It is another model to every log and answer: serve it with --snapshot medgemma=DIR.
     """
     # Imported here: torch takes seconds.
     from medport_local.engine.quantise import quantise

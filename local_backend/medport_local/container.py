@@ -103,15 +103,23 @@ def app_settings(settings: ContainerSettings, snapshot: Snapshot) -> Settings:
     from medport_local.app import Settings
     from medport_local.engine.embedder import EmbedderLimits
     from medport_local.engine.engine import EngineLimits
+    from medport_local.opening import ModelOptions
     from medport_local.serving.routes import ContainerRoutes
 
-    engine = {"max_running": settings.max_running, "max_images": settings.max_images}
+    engine = {
+        "max_running": settings.max_running,
+        "max_images": settings.max_images,
+        "kv_bytes": settings.kv_bytes,
+        "reuse_bytes": settings.reuse_bytes,
+        "stall_ms": settings.stall_ms,
+        "max_wait_s": settings.max_wait_s,
+    }
     embedder = {"max_batch": settings.max_batch, "max_per_request": settings.max_embeddings}
     return Settings(
         snapshots={snapshot.family: snapshot},
         dialects=("medsiglip",) if snapshot.family == "medsiglip" else (settings.dialect,),
         container=ContainerRoutes(settings.predict_route, settings.health_route, lists=settings.batch_prediction),
-        device=settings.device,
+        models=ModelOptions(device=settings.device, dtype=settings.dtype, embed_dtype=settings.embed_dtype),
         allow_fetch=settings.allow_fetch,
         engine_limits=EngineLimits(**{name: value for name, value in engine.items() if value is not None}),
         embedder_limits=EmbedderLimits(**{name: value for name, value in embedder.items() if value is not None}),
@@ -125,7 +133,8 @@ def verified(settings: ContainerSettings, directory: Path) -> Snapshot:
         VerificationError: its bytes or its revision are others.
         ConfigError: MODEL_INPUT_WIDTH or MODEL_INPUT_HEIGHT is not the model's.
     """
-    snapshot = open_snapshot(directory)
+    # The weights are hashed as they are loaded.
+    snapshot = open_snapshot(directory, defer_weights=True)
     if settings.snapshot_sha256 not in (None, snapshot.snapshot_sha256):
         raise VerificationError(
             f"the model's snapshot is {snapshot.snapshot_sha256}, and another is pinned",
@@ -140,7 +149,7 @@ def verified(settings: ContainerSettings, directory: Path) -> Snapshot:
         )
     if settings.revision is not None and snapshot.revision is None:
         logger.warning("no manifest proves the revision; only MEDPORT_SNAPSHOT_SHA256 can pin these files")
-    side = _image_side_px(directory)
+    side = _image_side_px(snapshot)
     for name, wanted in (
         ("MODEL_INPUT_WIDTH", settings.input_width_px),
         ("MODEL_INPUT_HEIGHT", settings.input_height_px),
@@ -159,8 +168,8 @@ def _prepared(settings: ContainerSettings, stack: ExitStack) -> Snapshot:
     return verified(settings, stack.enter_context(place))
 
 
-def _image_side_px(directory: Path) -> int | None:
-    vision = json.loads((directory / "config.json").read_bytes()).get("vision_config") or {}
+def _image_side_px(snapshot: Snapshot) -> int | None:
+    vision = json.loads(snapshot.read("config.json")).get("vision_config") or {}
     side = vision.get("image_size")
     return side if isinstance(side, int) else None
 

@@ -16,12 +16,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn
 
 from medport.errors import ConfigError
+from medport_local.byte_sizes import parse_size
 
 Dialect = Literal["vllm", "dicom"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 _DIALECTS: Mapping[str, Dialect] = {"vllm": "vllm", "dicom": "dicom"}
+_DTYPES: Mapping[str, Dtype] = {"auto": "auto", "float32": "float32", "bfloat16": "bfloat16"}
 
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
-_OURS = {"MEDPORT_REVISION", "MEDPORT_SNAPSHOT_SHA256", "MEDPORT_DIALECT", "MEDPORT_ALLOW_FETCH", "MEDPORT_DEVICE"}
+_OURS = {
+    "MEDPORT_REVISION", "MEDPORT_SNAPSHOT_SHA256", "MEDPORT_DIALECT", "MEDPORT_ALLOW_FETCH", "MEDPORT_DEVICE",
+    "MEDPORT_DTYPE", "MEDPORT_EMBED_DTYPE", "MEDPORT_KV_CACHE", "MEDPORT_REUSE", "MEDPORT_STALL_MS",
+    "MEDPORT_MAX_WAIT",
+}  # fmt: skip
 _UNUSED_VARIABLES = re.compile(
     r"(ENABLE_CLOUD_LOGGING|CLOUD_OPS_\w+|ENDPOINT_LOG_NAME|ICC_PROFILE_CACHE_\w+|MODEL_SOURCE|MODEL_TO_DISK"
     r"|IMAGE_INPUT_COMPRESSION_FORMAT|IMAGE_INPUT_JPEG_COMPRESSION_QUALITY|IMAGE_SIZE_OPTIMIZATION"
@@ -71,6 +78,18 @@ class ContainerSettings:
     """``MEDPORT_DIALECT``: whose container a MedGemma speaks like."""
     device: str | None = None
     """``MEDPORT_DEVICE``"""
+    dtype: Dtype = "auto"
+    """``MEDPORT_DTYPE``, of MedGemma"""
+    embed_dtype: Dtype = "auto"
+    """``MEDPORT_EMBED_DTYPE``, of MedSigLIP"""
+    kv_bytes: int | None = None
+    """``MEDPORT_KV_CACHE``, such as ``8GiB``; ``None`` is a share of what is free."""
+    reuse_bytes: int | None = None
+    """``MEDPORT_REUSE``, a size too; without it nothing of a request is kept once it is over."""
+    stall_ms: int | None = None
+    """``MEDPORT_STALL_MS``"""
+    max_wait_s: int | None = None
+    """``MEDPORT_MAX_WAIT``, in seconds"""
     allow_fetch: tuple[str, ...] = ()
     """``APPROVED_DICOM_STORE_SOURCE_LIST``, ``APPROVED_GCS_SOURCE_LIST``, ``MEDPORT_ALLOW_FETCH``. Empty: nothing
     is fetched."""
@@ -123,6 +142,12 @@ class ContainerSettings:
             input_height_px=read.whole("MODEL_INPUT_HEIGHT", 1, 65_536),
             dialect=read.dialect(),
             device=read.text("MEDPORT_DEVICE"),
+            dtype=read.dtype("MEDPORT_DTYPE"),
+            embed_dtype=read.dtype("MEDPORT_EMBED_DTYPE"),
+            kv_bytes=read.size("MEDPORT_KV_CACHE"),
+            reuse_bytes=read.size("MEDPORT_REUSE"),
+            stall_ms=read.whole("MEDPORT_STALL_MS", 1, 60_000),
+            max_wait_s=read.whole("MEDPORT_MAX_WAIT", 1, 86_400),
             allow_fetch=read.sources(),
             max_batch=read.smallest(
                 "IMAGE_EMBEDDINGS_PER_BATCH_PREDICTION", "TEXT_EMBEDDINGS_PER_BATCH_PREDICTION"
@@ -197,6 +222,16 @@ class _Variables:
         if value not in _DIALECTS:
             raise ConfigError(f"{value:.20} is no dialect", field="MEDPORT_DIALECT", remedy="give vllm or dicom")
         return _DIALECTS[value]
+
+    def dtype(self, name: str) -> Dtype:
+        value = self.text(name) or "auto"
+        if value not in _DTYPES:
+            raise ConfigError("is not known", field=name, remedy=f"give {', '.join(_DTYPES)}")
+        return _DTYPES[value]
+
+    def size(self, name: str) -> int | None:
+        value = self.text(name)
+        return None if value is None else parse_size(value, field=name)
 
     def sources(self) -> tuple[str, ...]:
         buckets = self._listed("APPROVED_GCS_SOURCE_LIST")

@@ -20,6 +20,9 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from medport_local.app import Settings, phantom_snapshots, serve
+from medport_local.engine.engine import EngineLimits
+from medport_local.engine.loading import DtypeRule
+from medport_local.opening import ModelOptions
 
 # Without a handler Python prints warnings of libraries to stderr.
 logging.getLogger("uvicorn").addHandler(logging.NullHandler())
@@ -116,21 +119,34 @@ class Server:
             self._ready.set()
 
 
-def start(snapshots: Mapping[str, str | os.PathLike[str]] | None = None, *, device: str | None = None) -> Server:
+def start(
+    snapshots: Mapping[str, str | os.PathLike[str]] | None = None,
+    *,
+    device: str | None = None,
+    dtype: DtypeRule = "auto",
+    reuse_bytes: int = 0,
+) -> Server:
     """Load the models and serve them inside this process. Takes seconds, or as long as the snapshots need.
 
     Args:
         snapshots: model directory by family; the shipped phantoms if not given.
-        device: where they run; CUDA if there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; by default CUDA, else Apple's GPU, else the CPU.
+        dtype: of MedGemma's arithmetic; ``auto`` is bfloat16, and float32 for a small model.
+        reuse_bytes: memory in which beginnings of prompts and images of past requests are kept, so that the next
+            request that has them begins sooner. 0 keeps nothing of a request once it is over.
 
     Raises:
-        ConfigError: a directory is missing, or holds another family.
+        ConfigError: a directory is missing, or holds another family; or an option is wrong.
         VerificationError: a snapshot is not what its manifest says.
     """
     chosen = {name: Path(path) for name, path in (snapshots or phantom_snapshots()).items()}
     private = _has_unix_sockets()
     settings = Settings(
-        snapshots=chosen, device=device, drain_s=2.0, api_key=None if private else secrets.token_urlsafe(32)
+        snapshots=chosen,
+        models=ModelOptions(device=device, dtype=dtype),
+        engine_limits=EngineLimits(reuse_bytes=reuse_bytes),
+        drain_s=2.0,
+        api_key=None if private else secrets.token_urlsafe(32),
     )
     directory = _private_directory() if private else None
     try:

@@ -94,8 +94,8 @@ def holds_int8(config: Mapping[str, Any], kind: Kind) -> bool:
 def int8_marker() -> dict[str, object]:
     """The ``quantization_config`` of a snapshot with int8 weights.
 
-    It has no ``quant_method``, and that is meant: transformers' ``from_pretrained`` raises ``ValueError`` then. One
-    that it does not know it passes over with a warning, and takes the integers for the weights themselves.
+    It has no ``quant_method``, and that is meant: transformers' ``from_pretrained`` raises ``ValueError`` then.
+    One that it does not know it passes over with a warning, and takes the integers for the weights themselves.
     """
     return {"format": INT8_FORMAT, "version": 1}
 

@@ -28,15 +28,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medport.errors import ConfigError
 from medport_local import safetensors_header
-from medport_local.model_identity import KNOWN_MODELS, Family, KnownModel, holds_int8, identify, kind_of, max_context
+from medport_local.model_identity import (
+    KNOWN_MODELS,
+    Family,
+    KnownModel,
+    holds_int8,
+    identify,
+    kind_of,
+    max_context,
+)
 from medport_local.safetensors_header import INDEX, LENGTH_BYTES, MAX_INDEX_BYTES
 from medport_local.snapshot_file import NO_LINKS, FileEntry, entry_of, open_file, read_whole, refuse
 
 __all__ = [
+    "INT8_SUFFIX",
     "KNOWN_MODELS",
     "MANIFEST",
     "Family",
-    "INT8_SUFFIX",
     "FileEntry",
     "KnownModel",
     "Manifest",
@@ -271,9 +279,7 @@ def _check_headers(
                 refuse(shard, "does not have the size that it should have")
             length = safetensors_header.header_bytes(file.read(LENGTH_BYTES), size, shard=shard)
             header = file.read(length)
-        layouts[shard] = safetensors_header.parse(
-            header, size - LENGTH_BYTES - length, shard=shard, int8=int8
-        )
+        layouts[shard] = safetensors_header.parse(header, size - LENGTH_BYTES - length, shard=shard, int8=int8)
     safetensors_header.check_together(layouts, index)
 
 

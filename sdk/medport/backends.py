@@ -127,7 +127,12 @@ def start(name: str, resolved: Resolved, profile: Profile) -> Backend:
 
 
 def _start_in_process(name: str, resolved: Resolved, profile: Profile) -> Backend:
-    server = _extras.load("medport_local.inprocess", extra="local").start(dict(profile.snapshot) or None)
+    server = _extras.load("medport_local.inprocess", extra="local").start(
+        dict(profile.snapshot) or None,
+        device=profile.device,
+        dtype=profile.dtype,
+        reuse_bytes=profile.reuse_bytes,
+    )
     credential = ApiKey(server.api_key) if server.api_key else NoCredential()
     channel = Channel(socket_path=str(server.socket_path) if server.socket_path else None)
     return Backend(

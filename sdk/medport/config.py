@@ -60,6 +60,13 @@ class Profile(_Settings):
     medsiglip: Endpoint | None = None
     snapshot: dict[Family, Path] = {}
     """Model directories for the in-process backend; the phantom models if empty."""
+    device: str | None = None
+    """Where the in-process backend computes: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the in-process MedGemma; ``auto`` is bfloat16, and float32 for a small model."""
+    reuse_bytes: Annotated[int, Field(ge=0)] = 0
+    """Memory in which the in-process backend keeps beginnings of prompts and images, so that the next request that
+    has them begins sooner. 0 keeps nothing of a request once it is over."""
     auth: Auth = Field(default_factory=Auth)  # an instance here would build the validator at import
     api_key: SecretStr | None = None
     ca_file: str | None = None
@@ -304,6 +311,13 @@ def _check(name: str, profile: Profile, policy: Policy) -> None:
             field=f"profiles.{name}.url",
             remedy="take it out, and set auth.api_key_env",
         )
+    for key in ("device", "dtype", "reuse_bytes"):
+        if key in profile.model_fields_set and profile.backend != "in-process":
+            raise ConfigError(
+                f"is for the in-process backend, and this one is {profile.backend}",
+                field=f"profiles.{name}.{key}",
+                remedy="leave it out; a server is told when it is started",
+            )
     if profile.backend == "vertex":
         _check_vertex(name, profile, policy)
 

@@ -1,8 +1,8 @@
 """A random checkpoint of the Gemma-3-1B shape with a small image tower, made once into a cache directory.
 
-Real MedGemma weights cannot be had everywhere, and speed does not depend on what the weights say. Not random is the
-shape: layers, window, grouped heads, tied head and vocabulary are those of Gemma 3 1B; an image of 896 pixels a side
-has 4,096 patches and becomes 256 tokens, as MedGemma's, but the tower has few and narrow layers.
+Real MedGemma weights cannot be had everywhere, and speed does not depend on what the weights say. Not random is
+the shape: layers, window, grouped heads, tied head and vocabulary are those of Gemma 3 1B. An image of 896
+pixels a side has 4,096 patches and becomes 256 tokens, as MedGemma's, but the tower has few and narrow layers.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """How fast are the engine's products, against torch's linear, and how far from what this machine can do?
 
-Shapes of Gemma 3 1B and 270M, and rows from one decoding sequence to a chunk of a prompt. A step reads each weight
-once, so a product is measured on a weight that is not in a cache: it walks through copies of 256 MiB in all. "dense"
-and "int8" are ``engine.kernels``; "linear" is ``torch.nn.functional.linear`` in bfloat16. They alternate. For few
-rows GB/s of the weight tell how near a product is to the memory's limit, for many GFLOP/s to the processor's; both
-limits are measured in the same run.
+Shapes of Gemma 3 1B and 270M, and rows from one decoding sequence to a chunk of a prompt. A step reads each
+weight once, so a product is measured on a weight that is not in a cache: it walks through copies of 256 MiB in
+all. "dense" and "int8" are ``engine.kernels``; "linear" is ``torch.nn.functional.linear`` in bfloat16. They
+alternate. For few rows GB/s of the weight tell how near a product is to the memory's limit, for many GFLOP/s to
+the processor's; both limits are measured in the same run.
 """
 
 from __future__ import annotations
@@ -56,27 +56,28 @@ def main() -> None:
     given = _arguments()
     torch.manual_seed(0)
     with torch.inference_mode():
-        read, peak = read_bandwidth(), gemm_peak(torch.bfloat16)
-        table = [
-            harness.Row("this machine", "read, best of several", 5, read, read, "GB/s"),
-            harness.Row("this machine", "bfloat16 GEMM, best", 5, peak, peak, "GFLOP/s"),
-            harness.Row("this machine", "float32 GEMM, best", 5, *[gemm_peak(torch.float32)] * 2, "GFLOP/s"),
-        ]
+        limits = {"GB/s": read_bandwidth(), "GFLOP/s": gemm_peak(torch.bfloat16)}
+        table = []
         for name, count in itertools.product(given.shapes, given.rows):
             if name.endswith("head") and count > MAX_HEAD_ROWS:
                 continue
             for row in _measured(name, count, given.rounds):
-                limit = read if row.unit == "GB/s" else peak
-                print(
-                    f"{row.what:22} {row.how:8} {row.median:9.1f} {row.unit:8} {row.median / limit:5.0%}",
-                    flush=True,
-                )
+                share = row.median / limits[row.unit]
+                print(f"{row.what:22} {row.how:8} {row.median:9.1f} {row.unit:8} {share:5.0%}", flush=True)
                 table.append(row)
+            # Again and again: a moment in which the machine did something else must not stay its limit.
+            limits["GB/s"] = max(limits["GB/s"], read_bandwidth())
+            limits["GFLOP/s"] = max(limits["GFLOP/s"], gemm_peak(torch.bfloat16))
+    top = [
+        harness.Row("this machine", how, len(table), limits[unit], limits[unit], unit)
+        for how, unit in (("read, best of all", "GB/s"), ("bfloat16 GEMM, best of all", "GFLOP/s"))
+    ]
+    shares = [f"{row.what}, {row.how}: {row.median / limits[row.unit]:.0%} of the limit" for row in table]
     notes = [
         "p95: the slowest round; ratio: rates, to linear",
         f"cold weights: copies of {COLD_BYTES >> 20} MiB in all; int8's GB/s are of int8 bytes",
     ]
-    harness.report(__doc__, table, given.json, notes=notes)
+    harness.report(__doc__, [*top, *table], given.json, notes=[*notes, *shares])
 
 
 def _measured(name: str, count: int, rounds: int) -> list[harness.Row]:
@@ -139,7 +140,7 @@ def read_bandwidth() -> float:
 def gemm_peak(dtype: torch.dtype) -> float:
     """GFLOP/s of the best square product."""
     found = []
-    for size in (1024, 2048, 3072):
+    for size in (1024, 2048):
         a, b = torch.randn(2, size, size, dtype=torch.float32).to(dtype)
         found.append(2 * size**3 / _best([lambda a=a, b=b: a @ b]) / 1e9)  # type: ignore[misc]
     return max(found)

@@ -1,9 +1,9 @@
 """How long from a snapshot on disk to the first token, and how much memory at the peak, against from_pretrained?
 
-Each load is a process of its own, and the two take turns. Files are in the page cache after the first round, which
-does not count. "load" begins when the libraries are imported and ends when the engine takes requests; medport hashes
-every byte meanwhile. The first token is that of a prompt of 16 tokens. The peak is that of the whole process, the
-libraries' own memory included ("imported" is that alone).
+Each load is a process of its own, and the two take turns. Files are in the page cache after the first round,
+which does not count. "load" begins when the libraries are imported and ends when the engine takes requests;
+medport hashes every byte meanwhile. The first token is that of a prompt of 16 tokens. The peak is that of the
+whole process, the libraries' own memory included ("imported" is that alone).
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def main() -> None:
         directories["270m"] = Path(real)
     if given.snapshot:
         directories = {given.snapshot.name: given.snapshot}
-    table = []
+    table: list[harness.Row] = []
+    notes = []
     for name, directory in directories.items():
         weights = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 2**20
         rounds: dict[str, list[dict[str, float]]] = {MEDPORT: [], TRANSFORMERS: []}
@@ -49,8 +50,9 @@ def main() -> None:
                 print(f"{name:12} {how:30} " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()), flush=True)
                 if i:
                     rounds[how].append(found)
-        table += _rows(f"{name}, {weights:.0f} MiB", rounds)
-    harness.report(__doc__, table, given.json)
+        table += _rows(name, rounds)
+        notes.append(f"{name}: {weights:.0f} MiB of weights")
+    harness.report(__doc__, table, given.json, notes=notes)
 
 
 def _rows(name: str, rounds: dict[str, list[dict[str, float]]]) -> list[harness.Row]:
@@ -63,7 +65,7 @@ def _rows(name: str, rounds: dict[str, list[dict[str, float]]]) -> list[harness.
             )
             table.append(
                 harness.Row(
-                    f"{name}: {key}",
+                    f"{name} {key}",
                     how,
                     len(values),
                     statistics.median(values),
@@ -141,9 +143,7 @@ def _mib(size: int | None) -> float:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="that count; one more warms up (default 5)")
-    parser.add_argument(
-        "--snapshot", type=Path, help="default the phantom, and the 270M where its variable is set"
-    )
+    parser.add_argument("--snapshot", type=Path, help="default the phantom, and MEDPORT_GEMMA_270M")
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--json", type=Path, help="default out/benchmarks/load_engine.json")
     parser.add_argument("--child", choices=(MEDPORT, TRANSFORMERS), help=argparse.SUPPRESS)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ async def main() -> None:
         opened = app._open
 
         def with_noop(*arguments: Any) -> Any:
-            snapshot, engine = opened(*arguments)
-            return snapshot, NoopEngine(engine) if snapshot.family == "medgemma" else engine  # type: ignore[arg-type]
+            found = opened(*arguments)
+            if found.snapshot.family != "medgemma":
+                return found
+            return replace(found, engine=NoopEngine(found.engine))  # type: ignore[arg-type]
 
         app._open = with_noop  # type: ignore[assignment]
     listener = socket.create_server(("127.0.0.1", 0))

@@ -87,7 +87,7 @@ def serving(engine: str, *options: str) -> Iterator[str]:
 
 def _overhead(base: str, noop: str, rounds: int) -> dict[str, list[harness.Sample]]:
     settings = Settings()
-    _, engine = _open("medgemma", settings.snapshots["medgemma"], settings)
+    engine = _open("medgemma", settings.snapshots["medgemma"], settings).engine
     assert isinstance(engine, TorchEngine)
     messages = [Message(role="user", content=PROMPT)]
     loop = asyncio.new_event_loop()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -17,7 +20,10 @@ from medport_local.phantom import draw, files
 NAME, PROMPT, KEY = "CANARY-Name", "CANARY-Prompt", "CANARY-Key-7788"
 
 
-def test_no_canary_leaves_a_trace_on_the_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("reuse", ["0", "64MiB"])
+def test_no_canary_leaves_a_trace_on_the_server(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, reuse: str
+) -> None:
     caplog.set_level("DEBUG")
     scratch = tmp_path / "tmp"
     scratch.mkdir()
@@ -25,7 +31,7 @@ def test_no_canary_leaves_a_trace_on_the_server(tmp_path: Path, caplog: pytest.L
     image = files.write_dicom(tmp_path / f"{NAME}.dcm", draw.render(draw.sample(rng), rng, 128).pixels)
     command = [
         sys.executable, "-m", "medport.cli", "serve", "--port", "0", "--json", "--api-key-env", "CANARY_KEY",
-        "--tls-self-signed", str(tmp_path / "tls"),
+        "--tls-self-signed", str(tmp_path / "tls"), "--reuse", reuse,
     ]  # fmt: skip
     environment = {**os.environ, "CANARY_KEY": KEY, "TMPDIR": str(scratch)}
     said: list[str] = []
@@ -48,6 +54,17 @@ def test_no_canary_leaves_a_trace_on_the_server(tmp_path: Path, caplog: pytest.L
                 with pytest.raises(medport.MedportError) as caught:
                     bad()
                 said += [str(caught.value), repr(caught.value)]
+        trusting = ssl.create_default_context(cafile=ready["ca_file"])
+        with httpx.Client(
+            base_url=ready["url"], verify=trusting, headers={"Authorization": f"Bearer {KEY}"}
+        ) as http:
+            asked = {"messages": [{"role": "user", "content": f"{PROMPT}, twice"}], "max_tokens": 8, "n": 2}
+            for _ in range(2):
+                assert http.post("/v1/chat/completions", json=asked, timeout=60).status_code == 200
+            adapter = http.post("/v1/chat/completions", json={**asked, "model": "medgemma+CANARY-adapter"})
+            assert adapter.status_code == 400
+            metrics = http.get("/metrics").text
+        said += [adapter.text, metrics]
         stranger = medport.Client(url=ready["url"], ca_file=ready["ca_file"], api_key="CANARY-Wrong")
         with stranger, pytest.raises(medport.AuthError) as refused:
             stranger.chat(PROMPT)
@@ -57,5 +74,7 @@ def test_no_canary_leaves_a_trace_on_the_server(tmp_path: Path, caplog: pytest.L
 
     everything = "\n".join(said)
     assert "POST" in everything, "the access log is among what was searched"
+    (used,) = re.findall(r'^medport_reuse_used_bytes\{model="medgemma"\} (\S+)$', metrics, re.M)
+    assert (float(used) > 0) == (reuse != "0"), "kept, where the operator asked for it, and nowhere else"
     assert "CANARY" not in everything
     assert [p for p in scratch.rglob("*") if p.is_file()] == []

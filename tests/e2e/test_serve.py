@@ -62,13 +62,39 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
 
 
 def test_line_says_all_that_a_client_needs(server: dict[str, Any]) -> None:
-    assert set(server) == {"url", "ca_file", "endpoints"}
+    assert set(server) == {"url", "ca_file", "endpoints", "models"}
     assert server["url"].startswith("https://127.0.0.1:")
     assert server["endpoints"] == {
         key: f"projects/radiology/locations/europe-west4/endpoints/{key.replace('_', '-')}"
         for key in ("medgemma", "medgemma_dicom", "medgemma_shared", "medsiglip")
     }
     assert stat.S_IMODE(Path(server["ca_file"]).parent.stat().st_mode) == 0o700
+
+
+def test_line_says_on_what_each_model_runs_and_how_much_fits(server: dict[str, Any]) -> None:
+    gemma, siglip = server["models"]["medgemma"], server["models"]["medsiglip"]
+
+    assert (gemma["engine"], gemma["dtype"], gemma["reuse_bytes"]) == ("torch", "float32", 0)
+    assert gemma["model_id"] == "medport/medgemma-phantom"
+    assert gemma["device"] in ("cpu", "mps") or gemma["device"].startswith("cuda:")
+    assert gemma["device_name"]
+    assert gemma["weights_bytes"] > 1_000_000
+    room = gemma["room"]
+    assert room["kv_bytes"] == room["rings_bytes"] + room["arena_bytes"] + room["shared_bytes"] > 0
+    assert (room["request_tokens"], room["requests_at_once"]) == (8192, 16)
+    assert room["limited_by"] == "max-running"
+    assert (siglip["dtype"], siglip["room"], siglip["agreement"]) == ("float32", None, None)
+
+
+def test_options_of_the_engine_show_in_what_it_says() -> None:
+    options = ("--snapshot", f"medgemma={weights_dir('medgemma')}", "--dtype", "bfloat16", "--kv-cache", "24MiB")
+    more = ("--reuse", "16MiB", "--max-running", "3", "--stall-ms", "50", "--max-wait", "9", "--device", "cpu")
+    with serving(*options, *more) as (line, _):
+        gemma = line["models"]["medgemma"]
+
+    assert (gemma["dtype"], gemma["device"], gemma["reuse_bytes"]) == ("bfloat16", "cpu", 16 * 2**20)
+    assert gemma["room"]["rings_bytes"] + gemma["room"]["arena_bytes"] <= 24 * 2**20
+    assert gemma["room"]["requests_at_once"] <= 3
 
 
 def test_client_chats_and_classifies_over_tls(server: dict[str, Any]) -> None:
@@ -155,6 +181,8 @@ def test_without_json_it_tells_people_what_it_serves() -> None:
     assert "medport/medgemma-phantom" in text
     assert "Not for medical use" in text
     assert 'Client(backend="local"' in text
+    assert "16 requests of 8192 tokens at once, limited by --max-running" in text
+    assert "kept of a request once it is over: nothing" in text
 
 
 @pytest.mark.parametrize(
@@ -167,6 +195,12 @@ def test_without_json_it_tells_people_what_it_serves() -> None:
         (("--snapshot", "nowhere"), "NAME=DIR"),
         (("--location", "moon"), "not the name of a region"),
         (("--tls-cert", "x.pem"), "go together"),
+        (("--kv-cache", "lots"), "kv-cache: is not a size of memory"),
+        (("--kv-cache", "1KiB"), "do not hold one request"),
+        (("--dtype", "float16"), "auto, float32, bfloat16"),
+        (("--adapter", "chest"), "NAME=DIR"),
+        (("--adapter", "chest=nowhere"), "no adapter directory"),
+        (("--engine", "llama"), "torch or vllm"),
     ],
 )
 def test_wrong_setting_ends_it_at_once(options: tuple[str, ...], said: str, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_full_queue_says_when_to_come_back(profile: Profile) -> None:
 
 
 def test_request_that_never_fits_is_refused_at_once(profile: Profile) -> None:
-    engine = profile.remake(EngineLimits(kv_bytes=1_200_000, max_running=1))
+    engine = profile.remake(EngineLimits(kv_bytes=1_400_000, max_running=1))
 
     async def ask() -> None:
         engine.submit(request(engine, LONG, max_tokens=1500))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -62,6 +62,8 @@ class Deployed:
     project: str
     location: str
     since: datetime
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """LoRA adapters that ``base+adapter`` may name, and the sha256 of each."""
 
     @property
     def family(self) -> Family:
@@ -137,6 +139,7 @@ class Resources:
         since = rfc3339(deployed.since)
         return model_from_pins(deployed.model_name, VERSION, pins) | {
             "versionAliases": ["default"],
+            **_adapters("versionDescription", deployed),
             # Google's client asks for these before it sends a deployment or a batch job.
             "supportedDeploymentResourcesTypes": ["DEDICATED_RESOURCES"],
             "supportedInputStorageFormats": ["jsonl"],
@@ -169,6 +172,7 @@ class Resources:
             "name": deployed.endpoint_name,
             "displayName": deployed.endpoint_id,
             "labels": labels,
+            **_adapters("description", deployed),
             "createTime": since,
             "updateTime": since,
             "dedicatedEndpointEnabled": bool(dns),
@@ -184,6 +188,12 @@ class Resources:
                 }
             ],
         }
+
+
+def _adapters(key: str, deployed: Deployed) -> dict[str, str]:
+    """What callers may write as ``model``, and the bytes behind it; nothing where there are no adapters."""
+    named = [f"{deployed.endpoint_id}+{name} (sha256 {sha})" for name, sha in deployed.adapters.items()]
+    return {key: f"LoRA adapters, by model: {', '.join(named)}"} if named else {}
 
 
 _TERM = re.compile(

@@ -148,7 +148,8 @@ class Decoder:
         """The decoder of a loaded model."""
         text_model = gemma.model.model.language_model if gemma.images is not None else gemma.model.model
         if gemma.int8:
-            return cls(text_model, gemma.model.lm_head, lambda name, _: gemma.int8[name], gemma.int8["embed_tokens"])
+            int8 = gemma.int8
+            return cls(text_model, gemma.model.lm_head, lambda name, _: int8[name], int8["embed_tokens"])
         return cls(text_model, gemma.model.lm_head)
 
     @property

@@ -1,4 +1,4 @@
-"""How far a model with int8 weights is from its base: both read the same probes, and their next tokens are compared.
+"""How far a model with int8 weights is from its base: both read the same probes, and predict the next tokens.
 
 Teacher-forced: at each place both have read the probe's own tokens, so a difference does not grow along the text.
 """
@@ -91,8 +91,9 @@ class Baseline:
         hidden = _forward(gemma, decoder, self.prompts, progress)
         for prompt, mine, other in zip(self.prompts, self._hidden, hidden, strict=True):
             places = _places(prompt)
-            for rows in torch.tensor(places).split(_ROWS):
-                wanted = torch.tensor([prompt.tokens[place + 1] for place in rows.tolist()], device=mine.device)
+            for first in range(0, len(places), _ROWS):
+                rows = places[first : first + _ROWS]
+                wanted = torch.tensor([prompt.tokens[place + 1] for place in rows], device=mine.device)
                 base = self._head(rms_norm(mine[rows], self._norm, self._eps)).float()  # [rows, vocabulary]
                 int8 = decoder.logits(other[rows])
                 furthest = max(furthest, (base - int8).abs().max().item())
@@ -119,7 +120,7 @@ def prompts_of(gemma: Gemma) -> list[Prompt]:
     """The probes as a model reads them: the texts, and with a drawing in front the captions if it takes images."""
     text = gemma.text
     found = [Prompt(tuple(text.encode(text.bos + each)), None, None) for each in probes.TEXTS]
-    if gemma.images is None:
+    if gemma.images is None or gemma.image_token_id is None:
         return found
     for caption, drawing in zip(probes.CAPTIONS, probes.drawings(), strict=True):
         tokens = text.encode(text.bos + text.image_sequence(gemma.image_tokens) + caption)

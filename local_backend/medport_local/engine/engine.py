@@ -1,44 +1,46 @@
 """Text generation: one thread owns the device and loops schedule → run → postprocess.
 
-``Engine`` is the protocol that the serving side knows; ``TorchEngine`` is ours. Requests come from an event loop,
-their events go back to it without blocking it. Cancelling is an ordinary state: the sequence is gone, and its
-memory free, at the next step.
+``protocol.Engine`` is what the serving side knows; ``TorchEngine`` is ours. Requests come from an event loop and
+their events go back to it without blocking it. Cancelling is an ordinary state: the sequence is gone, and its memory
+free, at the next step.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from medport.errors import InputError, MedportError, NotReady, ServerError, Timeout
 from medport_local.engine import devices
+from medport_local.engine.answer import Answer
 from medport_local.engine.blocks import Memory
-from medport_local.engine.codecs import ImageCodec
 from medport_local.engine.decoder import Decoder
 from medport_local.engine.detokenizer import Detokenizer
 from medport_local.engine.footprint import Footprint, lay_out
 from medport_local.engine.grammar import Grammars
+from medport_local.engine.handle import Pending
 from medport_local.engine.kvcache import KvCache, ring_bytes, token_bytes
 from medport_local.engine.loading import Gemma, use_one_thread
 from medport_local.engine.prompt import PromptBuilder
+from medport_local.engine.protocol import Capabilities, Engine, EngineLimits, Handle, Stats
 from medport_local.engine.runner import Runner
 from medport_local.engine.sampler import Choice, Sampler
 from medport_local.engine.scheduler import Batch, Scheduler
-from medport_local.engine.sequence import Event, FinishReason, GenerationRequest, Sampling, Sequence, TokenLogprob
+from medport_local.engine.sequence import GenerationRequest, Sequence
 from medport_local.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from medport_local.engine.lora import Adapter
+
+__all__ = ["Capabilities", "Engine", "EngineLimits", "Handle", "Stats", "TorchEngine"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,96 +48,6 @@ _SHARE = {"cpu": 0.4, "mps": 0.5, "cuda": 0.9}
 """Of the memory that is free beside the weights, what keys and values get unless told otherwise."""
 _IDLE_S = 30.0
 """How often an idle engine looks for what it has kept too long."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLimits:
-    """What an engine takes at once, and what it may hold."""
-
-    max_running: int = 16
-    max_queue: int = 64
-    max_images: int = 128
-    """Images in one request; a whole-slide prompt of the reference notebooks holds 125."""
-    kv_bytes: int | None = None
-    """For keys and values. ``None``: a share of what is free, and no more than full places can use."""
-    reuse_bytes: int = 0
-    """For image features and prompt beginnings that later requests of the same tenant can use. 0, the default,
-    keeps nothing of a request once it is over."""
-    stall_ms: float = 200.0
-    """How long a new prompt may hold up the answers that are being written, at once."""
-    max_wait_s: float = 120.0
-    """Whoever would wait longer for the first token is told to come back."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capabilities:
-    """What an engine can do beyond plain text."""
-
-    images: bool
-    seeds: bool = True
-    logprobs: bool = True
-    grammar: bool = True
-    prefix_cache: bool = False
-    adapters: tuple[str, ...] = ()
-    """Names that ``GenerationRequest.adapter`` may have."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
-    """Where an engine stands. Counts are since its start."""
-
-    running: int
-    queued: int
-    steps: int
-    tokens_generated: int
-    finished: int
-    cancelled: int
-    failed: int
-    held: int
-    """Sequences that hold device memory."""
-    expired: int = 0
-    """Whose deadline passed."""
-    prompt_tokens: int = 0
-    """Prompt tokens that were computed."""
-    cache_hits: int = 0
-    """Prompt tokens that were found in the prefix cache."""
-    cache_misses: int = 0
-    image_hits: int = 0
-    """Images whose features were found."""
-    image_misses: int = 0
-    kv_bytes_used: int = 0
-    kv_bytes_total: int = 0
-    reuse_bytes_used: int = 0
-    prefill_tokens_per_s: float = 0.0
-
-
-class Handle(Protocol):
-    """A request on its way: an async iterator of events, the last of which has a ``finish_reason``."""
-
-    @property
-    def id(self) -> int: ...
-    def __aiter__(self) -> AsyncIterator[Event]: ...
-
-
-class Engine(Protocol):
-    """What serving needs of text generation."""
-
-    @property
-    def prompts(self) -> PromptBuilder: ...
-    @property
-    def images(self) -> ImageCodec | None: ...
-    @property
-    def grammars(self) -> Grammars | None: ...
-    @property
-    def limits(self) -> EngineLimits: ...
-    @property
-    def capabilities(self) -> Capabilities: ...
-    @property
-    def healthy(self) -> bool: ...
-    def submit(self, request: GenerationRequest) -> Handle: ...
-    def cancel(self, id: int) -> None: ...
-    def stats(self) -> Stats: ...
-    def close(self, drain_s: float = 0.0) -> None: ...
 
 
 class TorchEngine:
@@ -211,9 +123,9 @@ class TorchEngine:
             stall_ms=self.limits.stall_ms,
             max_wait_s=self.limits.max_wait_s,
             max_context=snapshot.max_context,
-            restore=self._runner.restore,
+            restore=self._restore,
         )
-        self._texts: dict[int, Detokenizer] = {}
+        self._answers: dict[int, Answer] = {}
         self._alive: dict[int, Sequence] = {}
         self._groups: Counter[str] = Counter()
         self._ids = itertools.count(1)
@@ -242,7 +154,7 @@ class TorchEngine:
             raise InputError("names an adapter that is not loaded", field="model", remedy="see the list of models")
         blocks = image_blocks(request.tokens, self._image_token_id)
         assert len(blocks) == len(request.images), "the prompt builder makes a block of each image"
-        pending = _Pending(next(self._ids), self.cancel)
+        pending = Pending(next(self._ids), self.cancel)
         sequence = Sequence(
             id=pending.id,
             request=request,
@@ -255,7 +167,7 @@ class TorchEngine:
                 raise NotReady("the server is stopping", remedy="try again in a moment")
             self._scheduler.add(sequence)
             self._alive[sequence.id] = sequence
-            self._texts[sequence.id] = self._detokenizer(request.sampling)
+            self._answers[sequence.id] = self._answer(request)
             if request.group is not None:
                 self._groups[request.group] += 1
             self._changed.notify_all()
@@ -371,33 +283,31 @@ class TorchEngine:
         return Batch(batch.phase, tuple(sound)), torch.cat(rows) if rows else None, faulty
 
     def _accept(self, sequence: Sequence, choice: Choice) -> None:
-        sampling, token = sequence.request.sampling, choice.token
-        sequence.generated.append(token)
+        sequence.generated.append(choice.token)
         self._counts["tokens"] += 1
-        detokenizer = self._texts[sequence.id]
-        finish: FinishReason | None = None
-        text = ""
-        told: tuple[TokenLogprob, ...] = ()
-        ended = token in sampling.stop_token_ids or (token in self._eos_ids and not sampling.ignore_eos)
-        if not ended or sampling.include_stop:
-            text = detokenizer.feed(token, armed=len(sequence.generated) > sampling.min_tokens)
-            told = _told(choice, detokenizer)
-        room = min(sampling.max_tokens, self._max_context - sequence.prompt_tokens)
-        if ended or detokenizer.stopped or choice.complete:
-            finish = "stop"
-        elif len(sequence.generated) >= room:
-            finish = "length"
-        if finish is not None:
-            text += detokenizer.flush()
-            finish = "stop" if detokenizer.stopped else finish
+        event = self._answers[sequence.id].accept(
+            choice.token, logprob=choice.logprob, top=choice.top, complete=choice.complete
+        )
+        if event.finish_reason is not None:
             self._leave(sequence, "finished")
-        sequence.deliver(
-            Event(text=text, tokens=told, finish_reason=finish, completion_tokens=len(sequence.generated))
+        sequence.deliver(event)
+
+    def _answer(self, request: GenerationRequest) -> Answer:
+        sampling = request.sampling
+        special = None if sampling.skip_special_tokens else self._special
+        return Answer(
+            sampling,
+            Detokenizer(self._pieces, sampling.stop, include_stop=sampling.include_stop, special=special),
+            eos_ids=self._eos_ids,
+            room=self._max_context - len(request.tokens),
         )
 
-    def _detokenizer(self, sampling: Sampling) -> Detokenizer:
-        special = None if sampling.skip_special_tokens else self._special
-        return Detokenizer(self._pieces, sampling.stop, include_stop=sampling.include_stop, special=special)
+    def _restore(self, sequence: Sequence) -> int:
+        try:
+            return self._runner.restore(sequence)
+        except Exception as fault:
+            _note(fault)
+            return 0  # then all of it is computed
 
     def _leave(self, sequence: Sequence, count: str) -> None:
         if count == "failed":
@@ -416,7 +326,7 @@ class TorchEngine:
     def _forget(self, sequence: Sequence, count: str) -> None:
         self._runner.release(sequence)
         self._sampler.forget(sequence)
-        del self._alive[sequence.id], self._texts[sequence.id]
+        del self._alive[sequence.id], self._answers[sequence.id]
         if (group := sequence.request.group) is not None:
             self._groups[group] -= 1
             if not self._groups[group]:
@@ -466,39 +376,3 @@ def _note(fault: Exception) -> None:
 
 def _model_failed() -> ServerError:
     return ServerError("the model failed", remedy="try again; if it lasts, see the server's log")
-
-
-def _told(choice: Choice, detokenizer: Detokenizer) -> tuple[TokenLogprob, ...]:
-    if choice.logprob is None:
-        return ()
-    top = tuple((token, detokenizer.piece(token), logprob) for token, logprob in choice.top)
-    return (TokenLogprob(choice.token, detokenizer.piece(choice.token), choice.logprob, top),)
-
-
-class _Pending:
-    """A handle whose events arrive in the event loop that submitted it."""
-
-    def __init__(self, id: int, cancel: Callable[[int], None]) -> None:
-        self.id = id
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event | MedportError] = asyncio.Queue()
-        self._cancel = cancel
-
-    def deliver(self, event: Event | MedportError) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:  # the loop is closed: nobody listens any more
-            self._cancel(self.id)
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        """The events; leaving early cancels the request."""
-        try:
-            while True:
-                event = await self._events.get()
-                if isinstance(event, MedportError):
-                    raise event
-                yield event
-                if event.finish_reason is not None:
-                    return
-        finally:
-            self._cancel(self.id)

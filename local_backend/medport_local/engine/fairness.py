@@ -102,14 +102,14 @@ class FairQueue:
     def ahead_of(self, tenant: str, prompt_tokens: int) -> list[Sequence]:
         """Who will be served before a request that ``tenant`` adds now, as far as prompts tell.
 
-        All of the tenant's own requests, and of each other tenant's as many as make up equal service.
+        Of each tenant as many as make up equal service: so all of the tenant's own.
         """
         share = prompt_tokens + sum(each.prompt_tokens for each in self._waiting.get(tenant, ()))
         ahead: list[Sequence] = []
-        for other, line in self._waiting.items():
+        for line in self._waiting.values():
             room = share
             for sequence in line:
-                if other != tenant and room <= 0:
+                if room <= 0:
                     break
                 ahead.append(sequence)
                 room -= sequence.prompt_tokens

@@ -1,7 +1,7 @@
 """The int8 weights of a snapshot, taken out of its shards before the rest fills the model.
 
-``NAME.weight`` is int8 ``[out, in]`` and ``NAME.weight_scale`` float32 ``[out]``. A snapshot of int8 weights has all
-linears of its language model in this form, and its embedding and head; one that has some of them is refused.
+``NAME.weight`` is int8 ``[out, in]`` and ``NAME.weight_scale`` float32 ``[out]``. A snapshot of int8 weights has
+all linears of its language model in this form, and its embedding and head; one that has only some is refused.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Int8Weights:
             yield dataclasses.replace(shard, tensors=rest)
 
     def complete(self) -> Mapping[str, Int8]:
-        """The weights by the decoder's names, such as ``layers.3.q_proj``; those that are tied stand under each name.
+        """The weights by the decoder's names, such as ``layers.3.q_proj``; a tied one stands under both its names.
 
         Raises:
             VerificationError: a weight or its scale is missing.

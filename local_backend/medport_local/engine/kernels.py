@@ -85,8 +85,8 @@ class Workspace:
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The rows as integers of 16 bits, in two bytes each.
 
-        Remembers the last rows, by identity: several products of a layer take the same ones. Nobody may change them
-        in between.
+        Remembers the last rows, by identity: several products of a layer take the same ones. Nobody may change
+        them in between.
 
         Returns:
             int8 ``[2 * rows, in]``, first all high bytes and then all low ones, and float32 ``[rows, 1]``, so that
@@ -121,9 +121,9 @@ class Int8:
 
     Each row of ``x`` is taken as integers of 16 bits, in two rows of int8 (``Workspace.halves``). One product of
     integers takes both, and the scales come afterwards. To a product that is bound by the bytes of the weight the
-    second row is free. The sums are exact, so a row's result is the same whatever stands beside it. For a long chunk
-    the weight is widened to the dtype of ``x`` instead, once for all its rows; so it is where torch has no fast
-    product of integers.
+    second row is free. The sums are exact, so a row's result is the same whatever stands beside it. For a long
+    chunk the weight is widened to the dtype of ``x`` instead, once for all its rows; so it is where torch has no
+    fast product of integers.
 
     Args:
         weight: int8 ``[out, in]``.
@@ -138,7 +138,9 @@ class Int8:
         self.scale = scale
         self._workspace = workspace or Workspace()
         # Without oneDNN the product of integers is three plain loops; on a GPU it refuses most numbers of rows.
-        self._integers = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        fast: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        # For a single column torch 2.13 gives memory that nobody wrote to.
+        self._integers = weight.device.type == "cpu" and fast and weight.shape[1] > 1
 
     @property
     def nbytes(self) -> int:
@@ -170,7 +172,7 @@ class Int8:
         size = max(1, _BLOCK_BYTES // (columns * x.dtype.itemsize))
         for first in range(0, out, size):
             block = self.weight[first : first + size]
-            wide = self._workspace.scratch(*block.shape, x.dtype).copy_(block)
+            wide = self._workspace.scratch(len(block), columns, x.dtype).copy_(block)
             y[:, first : first + size] = F.linear(x, wide) * self.scale[first : first + size]
         return y
 

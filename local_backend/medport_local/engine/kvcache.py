@@ -128,7 +128,7 @@ class KvCache:
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
-    # Pages of fresh memory that nobody wrote to are zeros and not there yet: a large cache costs what is used of it.
+    # Fresh pages that nobody wrote to are zeros and not there yet: a large cache costs what is used of it.
     count = math.prod(size) * dtype.itemsize
     return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(size)
 

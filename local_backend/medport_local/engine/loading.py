@@ -86,8 +86,8 @@ class Gemma:
     eos_ids: frozenset[int]
     device: torch.device
     int8: Mapping[str, Int8] = field(default_factory=dict, repr=False)
-    """The language model's weights where they are int8, by ``layers.3.q_proj``, ``embed_tokens`` and ``lm_head``; the
-    model's own parameters have no memory then, and its ``forward`` cannot run."""
+    """The language model's weights where they are int8, by ``layers.3.q_proj``, ``embed_tokens`` and ``lm_head``;
+    the model's own parameters have no memory then, and its ``forward`` cannot run."""
 
     @property
     def small(self) -> bool:
@@ -230,9 +230,7 @@ def _load(
     model = empty_model(model_class, config)
     dtype = _dtype(model, rule)
     shards, int8 = read_shards(snapshot), Int8Weights(model if snapshot.int8 else None, device)
-    fill_model(
-        model, int8.taken_from(shards), device=device, dtype=dtype, rebuild=_buffer, elsewhere=int8.places
-    )
+    fill_model(model, int8.taken_from(shards), device=device, dtype=dtype, rebuild=_buffer, elsewhere=int8.places)
     # As from_pretrained leaves them; parts of the library ask the configuration.
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         part.dtype = dtype

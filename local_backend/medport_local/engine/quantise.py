@@ -1,12 +1,12 @@
 """A MedGemma snapshot → another one, whose language model has int8 weights.
 
-Every linear of the language model, its embedding and its head become int8, each output row with a float32 scale; norms,
-vision tower and projector stay as they are, in bfloat16. The result is a snapshot of its own, with its own name, sha256
-and parent: nobody gets it who did not ask for it. Before it appears, it is loaded as a server would load it and compared
-with its parent.
+Every linear of the language model, its embedding and its head become int8, each output row with a float32 scale;
+norms, vision tower and projector stay as they are, in bfloat16. The result is a snapshot of its own, with its own
+name, sha256 and parent: nobody gets it who did not ask for it. Before it appears, it is loaded as a server would
+load it and compared with its parent.
 
-Source: Dettmers et al., "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", 2022, section 2 (symmetric,
-one scale a row). The activations are not quantised; see ``kernels.Int8``.
+Source: Dettmers et al., "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", 2022, section 2
+(symmetric, one scale a row). The activations are not quantised; see ``kernels.Int8``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def quantise(
 ) -> Quantised:
     """Write the int8 snapshot of a verified MedGemma snapshot.
 
-    It is made in a directory beside ``to`` and renamed when all is done: what fails, or is interrupted, leaves nothing.
+    It is made in a directory beside ``to`` and renamed when all is done: what fails, or is interrupted, leaves
+    nothing.
+
     Memory: the source's weights and at most 2 GB more; afterwards half of the source's weights and its head.
 
     Args:
@@ -99,7 +101,7 @@ def quantise(
 
 
 def rows_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """``[out, in]`` → int8 ``[out, in]`` in -127 … 127 and float32 ``[out]``: the nearest steps of a row's largest value.
+    """``[out, in]`` → int8 ``[out, in]`` in -127 … 127, and float32 ``[out]``, what one step of a row is worth.
 
     ``weight`` and ``int8 * scale`` differ by half a scale at most. A row of zeros gets the scale 1.
     """
@@ -113,7 +115,9 @@ def _check(source: Snapshot, to: Path) -> None:
     if source.family != "medgemma":
         raise ConfigError("only MedGemma is quantised", field="from", remedy="serve MedSigLIP in bfloat16")
     if source.int8:
-        raise ConfigError("these weights are int8 already", field="from", remedy="give the snapshot they came from")
+        raise ConfigError(
+            "these weights are int8 already", field="from", remedy="give the snapshot they came from"
+        )
     if os.path.lexists(to):
         raise ConfigError(f"{to} exists already", field="to", remedy="give a new directory")
     if not to.parent.is_dir():

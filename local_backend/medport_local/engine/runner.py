@@ -47,7 +47,7 @@ class _State:
         self.unfinished: Unfinished | None = None
         self.last: Tensor | None = None
         """The hidden state of the prompt's last token, if all of it came from a prefix."""
-        self.digests: list[bytes] = []
+        self.digests: list[bytes] = list(sequence.request.digests)
         self.key: Key | None = None
         self._images = sequence.request.images
 

@@ -148,12 +148,11 @@ class Scheduler:
         """What the next step does; ``None`` if there is nothing to do."""
         self._admit()
         decoding = tuple(place.sequence for place in self._places.values() if place.sequence.prefilled)
-        while self._turns and self._turns[0].prefilled:
-            self._turns.popleft()
+        self._turns = deque(each for each in self._turns if not each.prefilled)
         if self._turns and not (self._owe_decode and decoding):
             self._owe_decode = True
-            self._turns.rotate(-1)
-            return self._prompt_step(self._turns[-1], self._stall_s * (1 if decoding else _IDLE_BUDGETS))
+            sequence = self._next_turn()
+            return self._prompt_step(sequence, self._stall_s * (1 if decoding else _IDLE_BUDGETS))
         self._owe_decode = False
         return Batch("decode", decoding) if decoding else None
 
@@ -225,6 +224,14 @@ class Scheduler:
             self._queue.take()
             self._places[head.id] = _Place(head)
             self._turns.append(head)
+
+    def _next_turn(self) -> Sequence:
+        """The next prompt in turn, which is then the last. One that another of its group computes waits for it."""
+        computing = {each.request.group for each in self._turns if each.computed is not None} - {None}
+        while self._turns[0].computed is None and self._turns[0].request.group in computing:
+            self._turns.rotate(-1)
+        self._turns.rotate(-1)
+        return self._turns[-1]
 
     def _prompt_step(self, sequence: Sequence, budget_s: float) -> Batch:
         place = self._places[sequence.id]

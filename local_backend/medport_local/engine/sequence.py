@@ -96,11 +96,13 @@ class GenerationRequest:
     tokens: tuple[int, ...] = field(repr=False)
     images: tuple[Any, ...] = field(default=(), repr=False)
     """float32 ``[3, size, size]`` each, in the order of their places in ``tokens``."""
+    digests: tuple[bytes, ...] = field(default=(), repr=False)
+    """sha256 of each image, as ``reuse.image_digest`` makes it where that holds up nobody; or none of them."""
     sampling: Sampling
     tenant: str = ""
     """On whose behalf. Tenants get equal shares of a busy engine, and never each other's cached work."""
     group: str | None = None
-    """Requests of one caller that share a prompt, such as the ``n`` answers to it: its work is done once for them."""
+    """Requests of one caller that share a prompt, such as its ``n`` answers: its work is done once for them."""
     adapter: str | None = None
     """Name of a LoRA adapter that was loaded beside the base; ``None`` is the base alone."""
     deadline: float | None = None
@@ -151,7 +153,7 @@ class Sequence:
     """Called from the device thread; must not block."""
     queued_at: float = 0.0
     image_blocks: tuple[tuple[int, int], ...] = ()
-    """Where the soft tokens of each image begin and end (one past) in the prompt. A chunk never ends inside one."""
+    """Where the soft tokens of each image begin and end (one past) in the prompt. No chunk ends inside."""
     generated: list[int] = field(default_factory=list, repr=False)
     encoded: int = 0
     """Images whose features are there."""

@@ -37,7 +37,9 @@ class Vision:
     def begin(self, pixels: npt.NDArray[np.float32]) -> Unfinished:
         """Take in an image, float32 ``[3, size, size]``."""
         values = torch.from_numpy(pixels)[None].to(self._device, self._dtype)
-        return Unfinished(self._tower.embeddings(values, interpolate_pos_encoding=False))
+        hidden = self._tower.embeddings(values, interpolate_pos_encoding=False)
+        # It comes column by column, and every norm would copy it.
+        return Unfinished(hidden.contiguous())
 
     def advance(self, image: Unfinished, seconds: float) -> Tensor | None:
         """Work for about ``seconds``, at least one layer; gives ``[soft tokens, hidden]`` after the last."""

@@ -54,8 +54,11 @@ class Batches:
         self._turns: dict[int, tuple[asyncio.Semaphore, int]] = {}
         """By engine: rows that may run at once, of all jobs together, and how many that is."""
 
-    def read(self, body: Mapping[str, object], parent: str) -> Job:
+    def read(self, body: Mapping[str, object], parent: str, *, tenant: str = "") -> Job:
         """A job as it is asked for, not begun.
+
+        Args:
+            tenant: on whose behalf its rows are asked.
 
         Raises:
             InputError: names the field.
@@ -69,7 +72,7 @@ class Batches:
         self._files.check(
             request.input_config.gcs_source.uris, request.output_config.gcs_destination.output_uri_prefix
         )
-        return self.jobs.make(parent, replace(served, lists=True), request)
+        return self.jobs.make(parent, replace(served, lists=True), request, tenant=tenant)
 
     def start(self, job: Job) -> None:
         """Queue it."""
@@ -268,7 +271,9 @@ class _Lines:
 
 async def _answer(job: Job, number: int, line: Line, turns: asyncio.Semaphore) -> Answered:
     async with turns:
-        return await batch_rows.answer(job.served, number, line, container_form=job.request.in_container_form)
+        return await batch_rows.answer(
+            job.served, number, line, tenant=job.tenant, container_form=job.request.in_container_form
+        )
 
 
 def _nothing_came(job: Job) -> MedportError | None:

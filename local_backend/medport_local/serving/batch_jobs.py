@@ -130,6 +130,8 @@ class Job:
     served: Served
     request: JobRequest
     created: datetime
+    tenant: str = ""
+    """The name of the key that asked for it."""
     state: State = "PENDING"
     started: datetime | None = None
     updated: datetime | None = None
@@ -218,7 +220,7 @@ class Jobs:
         self._ids = itertools.count(time.time_ns() // 1000)
         self._last = datetime.fromtimestamp(0, UTC)
 
-    def make(self, parent: str, served: Served, request: JobRequest) -> Job:
+    def make(self, parent: str, served: Served, request: JobRequest, *, tenant: str = "") -> Job:
         """A new job, not kept yet. No two have the same time to the millisecond, which is in their folder's name.
 
         Raises:
@@ -229,7 +231,14 @@ class Jobs:
         now = datetime.now(UTC)
         now = now.replace(microsecond=now.microsecond // 1000 * 1000)
         self._last = max(now, self._last + timedelta(milliseconds=1))
-        return Job(id=str(next(self._ids)), parent=parent, served=served, request=request, created=self._last)
+        return Job(
+            id=str(next(self._ids)),
+            parent=parent,
+            served=served,
+            request=request,
+            created=self._last,
+            tenant=tenant,
+        )
 
     def keep(self, job: Job) -> None:
         if len(self._jobs) >= MAX_KEPT:

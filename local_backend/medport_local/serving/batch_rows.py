@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 class Row:
     """Who asks, when nobody waits at a connection."""
 
+    tenant: str = ""
     deadline: float | None = None
     facts: Facts = field(default_factory=Facts)
     answer_headers: dict[str, str] = field(default_factory=dict)
@@ -51,13 +52,16 @@ class Answered:
     """Of its error, such as ``INVALID_ARGUMENT``; ``None``: it is a result."""
 
 
-async def answer(served: Served, number: int, line: bytes | None, *, container_form: bool = False) -> Answered:
+async def answer(
+    served: Served, number: int, line: bytes | None, *, tenant: str = "", container_form: bool = False
+) -> Answered:
     """Ask for one row.
 
     Args:
         served: answers in the list form.
         number: the row's, from 1; a line that cannot be given back is told by it.
         line: ``None`` for one that is over ``MAX_ROW_BYTES``.
+        tenant: on whose behalf.
         container_form: give the container's whole answer as the prediction.
 
     Raises:
@@ -68,7 +72,7 @@ async def answer(served: Served, number: int, line: bytes | None, *, container_f
     try:
         instance = _read(number, line)
         given = line or given
-        body = await _asked(served, instance)
+        body = await _asked(served, instance, tenant)
         prediction = checked(body, served, instance)
         if container_form:
             prediction = {"predictions": [prediction] if isinstance(prediction, str) else prediction}
@@ -98,10 +102,10 @@ def _read(number: int, line: bytes | None) -> Mapping[str, object]:
         ) from None
 
 
-async def _asked(served: Served, instance: Mapping[str, object]) -> Mapping[str, object]:
+async def _asked(served: Served, instance: Mapping[str, object], tenant: str) -> Mapping[str, object]:
     while True:
         try:
-            return await container.predict(Row(), served, {"instances": [instance]})
+            return await container.predict(Row(tenant=tenant), served, {"instances": [instance]})
         except QuotaExceeded as busy:
             # Online requests go first, for as long as they fill the queue.
             await asyncio.sleep(min(busy.retry_after_s or 1.0, _MAX_WAIT_S))

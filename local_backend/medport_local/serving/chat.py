@@ -112,7 +112,7 @@ async def stream(exchange: Asking, served: Served, engine: Engine, request: Aske
     """Server-sent events for a chat; JSON values with a NUL after each for a raw prompt."""
     job = await exchange.attended(prepared(exchange, served, engine, request))
     # From here to the return nothing is awaited, so that no handle can get lost.
-    handles = generate.submit(engine, job)
+    handles = generate.submit(engine, job, exchange)
     pairs = _noted(exchange, generate.events(handles), job)
     if isinstance(request, RawRequest):
         exchange.facts.operation = "text_completion"
@@ -122,7 +122,7 @@ async def stream(exchange: Asking, served: Served, engine: Engine, request: Aske
             encode=raw.encoded, last=None,
         )  # fmt: skip
     exchange.facts.operation = "chat"
-    chunks = _chunks(pairs, request, job, served.model_display_name)
+    chunks = _chunks(pairs, request, job, served.name_of(job.adapter))
     return Events(chunks, close=lambda: generate.cancel(engine, handles))
 
 
@@ -219,16 +219,17 @@ async def _answer_all(
 
 async def _answer(exchange: Asking, served: Served, engine: Engine, request: Asked) -> dict[str, object]:
     job = await prepared(exchange, served, engine, request)
-    answers = await generate.written(engine, job, exchange.first_token)
+    answers = await generate.written(engine, job, exchange)
     generate.tell(exchange.facts, job, answers)
     if isinstance(request, RawRequest):
         exchange.facts.operation = "text_completion"
         return raw.answer(request, answers)
-    return generate.dumped(generate.reply(served.model_display_name, job, answers))
+    return generate.dumped(generate.reply(served.name_of(job.adapter), job, answers))
 
 
 async def prepared(exchange: Asking, served: Served, engine: Engine, request: Asked) -> Job:
     """Fetch, decode and tokenise; the event loop serves others meanwhile."""
+    adapter = served.adapter_of(request.model)
     urls = request.images() if isinstance(request, RawRequest) else engine.prompts.check(request.messages)
     images: list[PixelValues] = []
     if urls:
@@ -237,7 +238,9 @@ async def prepared(exchange: Asking, served: Served, engine: Engine, request: As
             image_values(exchange, served, codec, url, field=f"images[{i}]") for i, url in enumerate(urls)
         )
     build = generate.chat_job if isinstance(request, ChatRequest) else raw.job
-    return await served.threads.decoding(build, engine, request, images)
+    job: Job = await served.threads.decoding(build, engine, request, images, adapter)
+    served.tell_adapter(exchange, adapter)
+    return job
 
 
 async def _noted(

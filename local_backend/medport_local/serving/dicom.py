@@ -101,12 +101,13 @@ async def _answer(exchange: Asking, served: Served, engine: Engine, request: Dic
         job = await _prepared(exchange, served, engine, request)
     except InputError as error:
         return {"error": {"message": str(error)[:MAX_ERROR], "object": "error", "type": "BadRequestError"}}
-    answers = await generate.written(engine, job, exchange.first_token)
+    answers = await generate.written(engine, job, exchange)
     generate.tell(exchange.facts, job, answers)
     return generate.dumped(generate.reply(MODEL_NAME, job, answers))
 
 
 async def _prepared(exchange: Asking, served: Served, engine: Engine, request: DicomChatRequest) -> Job:
+    adapter = served.adapter_of(request.model)
     # Roles and texts first: what cannot be served at all should not make the server fetch a study.
     engine.prompts.check([_message(message, None) for message in request.messages])
     messages: list[wire.Message] = []
@@ -122,13 +123,20 @@ async def _prepared(exchange: Asking, served: Served, engine: Engine, request: D
         messages.append(_message(message, views))
         images += [view.values for part in views for view in part or ()]
     engine.prompts.check(messages)
-    return await served.threads.decoding(_job, engine, request, messages, images)
+    job: Job = await served.threads.decoding(_job, engine, request, messages, images, adapter)
+    served.tell_adapter(exchange, adapter)
+    return job
 
 
 def _job(
-    engine: Engine, request: DicomChatRequest, messages: Sequence[wire.Message], images: Sequence[PixelValues]
+    engine: Engine,
+    request: DicomChatRequest,
+    messages: Sequence[wire.Message],
+    images: Sequence[PixelValues],
+    adapter: str | None,
 ) -> Job:
-    return Job(tokens=engine.prompts.build(messages), images=tuple(images), samplings=generate.samplings(request))
+    tokens = engine.prompts.build(messages)
+    return generate.job_of(engine, tokens, images, generate.samplings(request), adapter)
 
 
 def _message(message: object, views: Sequence[Sequence[_View] | None] | None) -> wire.Message:

@@ -101,7 +101,10 @@ async def _predictions(
     inputs = await together(_input(exchange, served, embedder.images, each) for each in instances)
     images = [view.values for each in inputs if isinstance(each, list) for view in each]
     texts = [each for each in inputs if isinstance(each, str)]
-    of_images, of_texts = await asyncio.gather(embedder.embed_images(images), embedder.embed_texts(texts))
+    of_images, of_texts = await asyncio.gather(
+        embedder.embed_images(images, tenant=exchange.tenant, deadline=exchange.deadline),
+        embedder.embed_texts(texts, tenant=exchange.tenant, deadline=exchange.deadline),
+    )
     pictures, sentences = iter(of_images), iter(of_texts)
     predictions: list[object] = []
     for each in inputs:
@@ -187,7 +190,9 @@ def _code(error: MedportError, image: EmbedImage) -> Code:
 
 async def texts(exchange: Asking, embedder: Embedder, texts: Sequence[str]) -> list[npt.NDArray[np.float32]]:
     """One unit vector for each text, for the OpenAI path."""
-    vectors = await exchange.attended(embedder.embed_texts(list(texts)))
+    vectors = await exchange.attended(
+        embedder.embed_texts(list(texts), tenant=exchange.tenant, deadline=exchange.deadline)
+    )
     _tell(exchange, len(vectors))
     return vectors
 
@@ -202,7 +207,9 @@ async def images(
         return await embedder.embed_images(
             await together(
                 image_values(exchange, served, codec, url, field=f"{field}[{i}]") for i, url in enumerate(urls)
-            )
+            ),
+            tenant=exchange.tenant,
+            deadline=exchange.deadline,
         )
 
     vectors = await exchange.attended(all_of_them())

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
+from medport.errors import NotFound
 from medport.images import Limits
 from medport.wire.vertex import DEPLOYED_MODEL_HEADER, MODEL_HEADER, MODEL_VERSION_HEADER
+from medport_local.engine.adapters import parse_model
 from medport_local.engine.embedder import Embedder
 from medport_local.engine.engine import Engine
 from medport_local.serving.fetch import Fetcher
-from medport_local.serving.outcome import Facts
+from medport_local.serving.outcome import Asking, Facts
 
 T = TypeVar("T")
 
@@ -23,6 +25,8 @@ Dialect = Literal["vllm", "dicom", "medsiglip"]
 
 IMAGE_LIMITS = Limits(max_pixels=40_000_000)
 """The largest detectors in use have some 30 million pixels; more would only serve an attacker."""
+ADAPTER_HEADER = "X-Medport-Adapter"
+"""LoRA adapters that took part in an answer, ``name@sha256``: the bytes beside the snapshot's."""
 SERVER_SIDE_PX = 6144
 """An image up to this is resized only once, by the model's own processor: embeddings equal transformers' own."""
 
@@ -78,6 +82,8 @@ class Served:
     """The model id, such as ``google/medgemma-4b-it``."""
     revision: str | None = None
     snapshot_sha256: str = ""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """LoRA adapters that ``base+adapter`` may name, and the sha256 of each."""
     bounds: Bounds = DEDICATED
     lists: bool = False
     """Whether one instance is answered by a list of one, as a batch job needs it."""
@@ -100,6 +106,33 @@ class Served:
         facts.model_id = self.model_display_name
         facts.revision = self.revision
         facts.snapshot_sha256 = self.snapshot_sha256
+
+    def adapter_of(self, model: str | None) -> str | None:
+        """The LoRA adapter that ``model`` names after its ``+``; ``None`` for the base alone.
+
+        Raises:
+            NotFound: there is none of that name. Lists those that there are.
+            InputError: what follows the ``+`` is no name at all.
+        """
+        if not model or "://" in model:
+            return None
+        _, name = parse_model(model)
+        if name is not None and name not in self.adapters:
+            known = (
+                ", ".join(f"{self.endpoint_id}+{each}" for each in self.adapters) or f"{self.endpoint_id} alone"
+            )
+            raise NotFound("there is no such adapter", field="model", remedy=f"there is: {known}")
+        return name
+
+    def name_of(self, adapter: str | None) -> str:
+        """What an answer says of the model that gave it."""
+        return self.model_display_name if adapter is None else f"{self.model_display_name}+{adapter}"
+
+    def tell_adapter(self, asking: Asking, adapter: str | None) -> None:
+        """Write into a request's facts, and into its answer's headers, that an adapter takes part."""
+        if adapter is not None:
+            told = asking.facts.adapters = {**asking.facts.adapters, adapter: self.adapters[adapter]}
+            asking.answer_headers[ADAPTER_HEADER] = ", ".join(f"{name}@{sha}" for name, sha in told.items())
 
     def envelope(self, body: Mapping[str, object]) -> dict[str, object]:
         """Vertex's answer to ``:predict``: what the container said, and whose it is."""

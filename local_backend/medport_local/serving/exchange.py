@@ -88,6 +88,11 @@ class Exchange:
     """Whether anyone asked if the key is for what the request is about."""
 
     @property
+    def tenant(self) -> str:
+        """The name of the key, by which engines keep callers apart; ``""`` where the server has no keys."""
+        return "" if self.principal is ANYONE else self.principal.name
+
+    @property
     def path(self) -> Mapping[str, str]:
         """The path's parameters."""
         params: Mapping[str, str] = self.scope.get("path_params", {})

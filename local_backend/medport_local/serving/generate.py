@@ -6,6 +6,7 @@ Both dialects of MedGemma and the raw prompt meet here; what they look like on t
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -29,8 +30,10 @@ from medport.wire.chat import (
 from medport_local.engine import sequence
 from medport_local.engine.codecs import PixelValues
 from medport_local.engine.engine import Engine, Handle
+from medport_local.engine.reuse import image_digest
 from medport_local.engine.sequence import Event, FinishReason, GenerationRequest, Sampling
-from medport_local.serving.outcome import Facts
+from medport_local.serving.outcome import Asking, Facts
+from medport_local.serving.together import together
 
 if TYPE_CHECKING:
     from medport_local.engine.grammar import Grammar
@@ -42,8 +45,12 @@ class Job:
 
     tokens: tuple[int, ...] = field(repr=False)
     images: tuple[PixelValues, ...] = field(default=(), repr=False)
+    digests: tuple[bytes, ...] = field(default=(), repr=False)
+    """Of the images, where the engine will look for what it has computed of them."""
     samplings: tuple[Sampling, ...]
     """One for each answer."""
+    adapter: str | None = None
+    """The LoRA adapter that is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,21 +92,43 @@ def samplings(request: Generation, *, logprobs: int | None = None, grammar: Gram
     )
 
 
-def chat_job(engine: Engine, request: ChatRequest, images: Sequence[PixelValues]) -> Job:
+def job_of(
+    engine: Engine,
+    tokens: tuple[int, ...],
+    images: Sequence[PixelValues],
+    samplings: tuple[Sampling, ...],
+    adapter: str | None,
+) -> Job:
+    """A prompt that is ready. CPU work: call it in a decoding thread."""
+    looks = engine.capabilities.prefix_cache or len(samplings) > 1
+    return Job(
+        tokens=tokens,
+        images=tuple(images),
+        digests=tuple(image_digest(image) for image in images) if looks else (),
+        samplings=samplings,
+        adapter=adapter,
+    )
+
+
+def chat_job(
+    engine: Engine, request: ChatRequest, images: Sequence[PixelValues], adapter: str | None = None
+) -> Job:
     """Tokenise a checked chat. CPU work: call it in a decoding thread.
 
     Raises:
         InputError: the prompt does not fit, or the response format cannot be kept to.
     """
-    return Job(
-        tokens=engine.prompts.build(request.messages),
-        images=tuple(images),
-        samplings=samplings(
+    return job_of(
+        engine,
+        engine.prompts.build(request.messages),
+        images,
+        samplings(
             request,
             logprobs=request.top_logprobs if request.logprobs else None,
             grammar=_grammar(engine, request),
             logit_bias=[(int(token), bias) for token, bias in request.logit_bias.items()],
         ),
+        adapter,
     )
 
 
@@ -116,8 +145,11 @@ def _grammar(engine: Engine, request: ChatRequest) -> Grammar | None:
     return engine.grammars.json_schema(wanted.json_schema.schema_)
 
 
-def submit(engine: Engine, job: Job) -> list[Handle]:
+def submit(engine: Engine, job: Job, asking: Asking) -> list[Handle]:
     """All the sequences of a job, or none of them. Nothing is awaited, so that no handle can get lost.
+
+    Several answers are a group, which computes its prompt once. The group's name cannot be guessed: what a group
+    shares is found by it.
 
     Raises:
         QuotaExceeded: the queue has no room for all of them now.
@@ -128,10 +160,21 @@ def submit(engine: Engine, job: Job) -> list[Handle]:
         raise InputError(
             f"is more than the {room} answers that this server writes at once", field="n", remedy="ask for fewer"
         )
+    group = secrets.token_urlsafe(16) if len(job.samplings) > 1 else None
     handles: list[Handle] = []
     try:
         for each in job.samplings:
-            handles.append(engine.submit(GenerationRequest(tokens=job.tokens, images=job.images, sampling=each)))
+            request = GenerationRequest(
+                tokens=job.tokens,
+                images=job.images,
+                digests=job.digests,
+                sampling=each,
+                tenant=asking.tenant,
+                group=group,
+                adapter=job.adapter,
+                deadline=asking.deadline,
+            )
+            handles.append(engine.submit(request))
     except MedportError:
         cancel(engine, handles)
         raise
@@ -144,11 +187,11 @@ def cancel(engine: Engine, handles: Sequence[Handle]) -> None:
         engine.cancel(handle.id)
 
 
-async def written(engine: Engine, job: Job, first_token: Callable[[], None]) -> list[Written]:
-    """Run a job to its end; cancelled, it leaves nothing behind. ``first_token`` is called at each event."""
-    handles = submit(engine, job)
+async def written(engine: Engine, job: Job, asking: Asking) -> list[Written]:
+    """Run a job to its end; cancelled, it leaves nothing behind."""
+    handles = submit(engine, job, asking)
     try:
-        return list(await asyncio.gather(*(_whole(handle, first_token) for handle in handles)))
+        return await together(_whole(handle, asking.first_token) for handle in handles)
     finally:
         cancel(engine, handles)
 

@@ -44,10 +44,26 @@ _READINGS: Mapping[str, _Reading] = {
     "finished": _Reading("engine_finished", "Sequences that came to their end.", counts=True),
     "cancelled": _Reading("engine_cancelled", "Sequences whose caller left.", counts=True),
     "failed": _Reading("engine_failed", "Sequences that the engine failed.", counts=True),
-    "preempted": _Reading("engine_preempted", "Sequences that had to give up their place.", counts=True),
+    "expired": _Reading("expired", "Sequences, images and texts whose deadline passed.", counts=True),
+    "prompt_tokens": _Reading(
+        "engine_prompt_tokens", "Prompt tokens that were computed, those found in a cache left out.", counts=True
+    ),
+    "prefill_tokens_per_s": _Reading("prefill_tokens_per_second", "How fast prompts are computed, lately."),
+    "kv_bytes_used": _Reading("kv_used_bytes", "Memory for keys and values that sequences hold."),
+    "kv_bytes_total": _Reading("kv_capacity_bytes", "Memory for keys and values that is declared."),
+    "reuse_bytes_used": _Reading(
+        "reuse_used_bytes",
+        "Prompt beginnings and image features that are kept for requests to share.",
+    ),
     "cache_hits": _Reading("cache_hits", "Prompt tokens found in the prefix cache.", counts=True),
     "cache_misses": _Reading("cache_misses", "Prompt tokens not found in the prefix cache.", counts=True),
+    "image_hits": _Reading("image_cache_hits", "Images whose features were found.", counts=True),
+    "image_misses": _Reading("image_cache_misses", "Images whose features were looked for in vain.", counts=True),
     "pending": _Reading("embedder_pending", "Images and texts that wait to be embedded."),
+    "pending_bytes": _Reading("embedder_pending_bytes", "Pixels and tokens that wait to be embedded."),
+    "refused": _Reading("embedder_refused", "Images and texts that found no room.", counts=True),
+    "images_per_s": _Reading("embedder_images_per_second", "What the device does at its best batch size."),
+    "texts_per_s": _Reading("embedder_texts_per_second", "What the device does at its best batch size."),
     "batches": _Reading("embedder_batches", "Runs of the embedding model.", counts=True),
     "embedded": _Reading("embeddings", "Images and texts that were embedded.", counts=True),
 }

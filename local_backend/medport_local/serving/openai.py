@@ -1,8 +1,9 @@
 """The OpenAI paths beside the endpoint resources: ``/v1/models``, ``/v1/chat/completions``, ``/v1/embeddings``.
 
 ``model`` chooses the endpoint: by its id, by the model's own id, by the endpoint's resource name. Left empty, or a
-stand-in that a client library writes for want of a name, it is the one there is. A name that is not served is
-refused: an answer by another model than the one asked for would be taken for its.
+stand-in that a client library writes for want of a name, it is the one there is. ``name+adapter`` asks for a LoRA
+adapter beside it. A name that is not served is refused: an answer by another model than the one asked for would be
+taken for its.
 
 Source: OpenAI API reference, Models, Chat, Embeddings.
 """
@@ -19,6 +20,7 @@ from pydantic import ConfigDict, Field
 
 from medport.errors import InputError, NotFound
 from medport.wire import Deferred, Whole, checked
+from medport_local.engine.adapters import parse_model
 from medport_local.engine.embedder import Embedder
 from medport_local.serving import embed
 from medport_local.serving.endpoints import Served
@@ -61,32 +63,36 @@ def chosen(served: Mapping[str, Served], model: object, kind: Kind) -> Served:
     """The endpoint that ``model`` names.
 
     Raises:
-        InputError: ``model`` is no text.
-        NotFound: it is not served, or serves the other kind.
+        InputError: ``model`` is no text, or what follows its ``+`` is no name.
+        NotFound: it is not served, serves the other kind, or has no such adapter.
     """
     if model is not None and not isinstance(model, str):
         raise InputError("is not a text", field="model", remedy="give a model id, or leave it out")
     candidates = [each for each in served.values() if isinstance(each.engine, Embedder) == (kind == "embeddings")]
-    name = (model or "").strip()
+    asked = (model or "").strip()
+    name = asked if "://" in asked else parse_model(asked)[0]
     if name in _STAND_INS or "://" in name:
         if candidates:
+            candidates[0].adapter_of(asked)
             return candidates[0]
         raise NotFound(f"this server serves no {kind} model", remedy="start it with --snapshot NAME=DIR")
     for each in candidates:
         if name in (each.endpoint_id, each.model_display_name, f"google/{each.endpoint_id}", each.model):
+            each.adapter_of(asked)
             return each
     known = ", ".join(each.endpoint_id for each in candidates) or "none"
     raise NotFound("this model is not served here", field="model", remedy=f"for {kind} there is: {known}")
 
 
 def models(served: Mapping[str, Served]) -> dict[str, object]:
-    """Every endpoint as a model, with the snapshot behind it."""
-    return {"object": "list", "data": [model(each) for each in served.values()]}
+    """Every endpoint as a model, with the snapshot behind it, and each of its adapters as one more."""
+    cards = [model(each, adapter) for each in served.values() for adapter in (None, *each.adapters)]
+    return {"object": "list", "data": cards}
 
 
-def model(each: Served) -> dict[str, object]:
-    """One endpoint as a model."""
-    return {
+def model(each: Served, adapter: str | None = None) -> dict[str, object]:
+    """One endpoint as a model; with an adapter, the two together as one whose ``parent`` is the endpoint."""
+    card: dict[str, object] = {
         "id": each.endpoint_id,
         "object": "model",
         "created": each.since,
@@ -95,6 +101,10 @@ def model(each: Served) -> dict[str, object]:
         "revision": each.revision,
         "snapshot_sha256": each.snapshot_sha256,
     }
+    if adapter is None:
+        return card
+    name, sha256 = f"{each.endpoint_id}+{adapter}", each.adapters[adapter]
+    return {**card, "id": name, "parent": each.endpoint_id, "adapter_sha256": sha256}
 
 
 async def embeddings(exchange: Exchange, served: Served, embedder: Embedder, body: Mapping[str, Any]) -> object:

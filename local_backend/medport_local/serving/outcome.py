@@ -5,7 +5,7 @@ None of it is content: names from our own tables, counts, times and digests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
@@ -28,6 +28,8 @@ class Facts:
     """Repository, such as ``google/medgemma-4b-it``."""
     revision: str | None = None
     snapshot_sha256: str | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """LoRA adapters that took part, by name, and the sha256 of each."""
     operation: Operation | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -40,6 +42,11 @@ class Asking(Protocol):
 
     facts: Facts
     answer_headers: dict[str, str]
+
+    @property
+    def tenant(self) -> str:
+        """On whose behalf: the name of the key; ``""`` where the server has none."""
+        ...
 
     @property
     def deadline(self) -> float | None:

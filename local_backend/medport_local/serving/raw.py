@@ -49,6 +49,8 @@ class RawRequest(Generation):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
+    model: str = ""
+    """An extension: ``base+adapter``, as in a chat."""
     prompt: str
     multi_modal_data: MultiModalData | None = None
     raw_response: bool = False
@@ -77,13 +79,15 @@ def read(given: dict[str, object]) -> RawRequest:
     return request
 
 
-def job(engine: Engine, request: RawRequest, images: Sequence[PixelValues]) -> Job:
+def job(engine: Engine, request: RawRequest, images: Sequence[PixelValues], adapter: str | None = None) -> Job:
     """Tokenise. CPU work: call it in a decoding thread."""
-    return Job(
-        tokens=engine.prompts.raw(request.prompt, len(images)),
-        images=tuple(images),
+    return generate.job_of(
+        engine,
+        engine.prompts.raw(request.prompt, len(images)),
+        images,
         # A raw response carries the sum of the logprobs, so the engine has to keep them.
-        samplings=generate.samplings(request, logprobs=0 if request.raw_response else request.logprobs),
+        generate.samplings(request, logprobs=0 if request.raw_response else request.logprobs),
+        adapter,
     )
 
 

@@ -120,7 +120,7 @@ class ErrorPredictReply(Envelope):
 
 
 class ModelCard(Deferred):
-    """An endpoint as OpenAI's API shows a model, and which bytes are behind it."""
+    """An endpoint, or one with a LoRA adapter, as OpenAI's API shows a model, and which bytes are behind it."""
 
     id: str
     object: Literal["model"]
@@ -129,6 +129,9 @@ class ModelCard(Deferred):
     root: str
     revision: str | None
     snapshot_sha256: str
+    parent: str | None = None
+    """The endpoint, of one with an adapter."""
+    adapter_sha256: str | None = None
 
 
 class ModelCards(Deferred):

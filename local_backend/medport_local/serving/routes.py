@@ -167,11 +167,12 @@ class Api:
         return JSON(openai.models(allowed))
 
     async def model(self, exchange: Exchange) -> Response:
-        served = self._served.get(exchange.path["model"])
+        name = exchange.path["model"]
+        served = self._served.get(name.partition("+")[0])
         if served is None:
             raise NotFound("there is no such model", field="model", remedy="see /v1/models")
         exchange.permit(served.endpoint_id)
-        return JSON(openai.model(served))
+        return JSON(openai.model(served, served.adapter_of(name)))
 
     async def openai_chat(self, exchange: Exchange) -> Response | Events:
         body = await exchange.json()
@@ -203,7 +204,8 @@ class Api:
 
     async def create_job(self, exchange: Exchange) -> Response:
         """A batch prediction job; it is answered at once and runs on."""
-        job = self._batches.read(await exchange.json(limit=MAX_BODY_BYTES), _parent(exchange))
+        body = await exchange.json(limit=MAX_BODY_BYTES)
+        job = self._batches.read(body, _parent(exchange), tenant=exchange.tenant)
         exchange.permit(job.served.endpoint_id)
         job.served.tell(exchange.facts)  # so that the audit log has who asked which model for a job
         self._batches.start(job)

@@ -80,6 +80,7 @@ def _attributes(outcome: Outcome) -> dict[str, str | int | float | list[str]]:
             "gen_ai.usage.input_tokens": facts.prompt_tokens,
             "gen_ai.usage.output_tokens": facts.completion_tokens if facts.operation != "embeddings" else None,
             "medport.model.revision": facts.revision,
+            "medport.model.adapters": list(facts.adapters) or None,
             "medport.first_token_s": outcome.first_token_s,
         }
     return {name: value for name, value in values.items() if value is not None}

@@ -149,6 +149,7 @@ class Visit:
             "model_id": facts.model_id,
             "revision": facts.revision,
             "snapshot_sha256": facts.snapshot_sha256,
+            "adapters": dict(facts.adapters),
             "input_hmac_sha256": exchange.body_digest.hexdigest() if exchange.body_digest else None,
         }
         if event == "request":

@@ -72,6 +72,24 @@ def keys(context: typer.Context) -> int:
     return _run_local("keys", context)
 
 
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def quantize(context: typer.Context) -> int:
+    """Make a snapshot with int8 weights: medport quantize --help."""
+    return _run_local("quantize", context)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def engine(context: typer.Context) -> int:
+    """Test another engine with a snapshot: medport engine --help."""
+    return _run_local("engine", context)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> int:
+    """Measure the engine on this machine: medport bench --help."""
+    return _run_local("bench", context)
+
+
 @app.command(epilog="Example: medport demo --out out/demo")
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write its files.")] = Path("out/demo"),

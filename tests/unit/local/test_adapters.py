@@ -17,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Gemma3TextConfig
 
 from medport.errors import ConfigError, InputError, VerificationError
 from medport_local.engine.adapters import Adapter, Side, Target, check_name, load_adapter, of_rows, parse_model
+from medport_local.engine.decoder import Decoder
 from medport_local.engine.lora import Pair
 from medport_local.phantom import weights_dir
 from medport_local.snapshot import digest_of
@@ -143,6 +145,27 @@ def test_adapter_gives_the_logits_that_peft_gives(name: str, phantom: Any, their
     assert (logits - expected).abs().max() <= 1e-5
 
 
+@torch.inference_mode()
+def test_decoder_with_an_adapter_beside_it_gives_the_logits_that_peft_gives(
+    phantom: Any, theirs: tuple[Any, Path]
+) -> None:
+    model, folder = theirs
+    ours = load_adapter(folder / "plain", phantom_target(phantom))
+    decoder = Decoder(phantom.model.language_model, phantom.lm_head)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (each.transpose(0, 1)[None] for each in (q, k, v))
+        scale = decoder.shape.scale
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        return mixed[0].transpose(0, 1).flatten(1)
+
+    rows = len(IDS[0])
+    hidden = decoder.forward(decoder.embed(IDS[0]), torch.arange(rows), attend, of_rows([ours] * rows))
+
+    expected = their_logits(model, "plain", IDS[:1])[0]
+    assert (decoder.logits(hidden) - expected).abs().max() <= 1e-5
+
+
 def test_mixed_batch_gives_each_row_its_own_adapter(phantom: Any, theirs: tuple[Any, Path]) -> None:
     model, folder = theirs
     plain, stable = (load_adapter(folder / name, phantom_target(phantom)) for name in ("plain", "stable"))
@@ -155,7 +178,7 @@ def test_mixed_batch_gives_each_row_its_own_adapter(phantom: Any, theirs: tuple[
         logits = logits_with(phantom, layers, adapters)
 
         for row, name in enumerate(names):
-            expected = their_logits(model, name, IDS[row : row + 1])[0]
+            expected = their_logits(model, name, IDS)[row]
             assert (logits[row] - expected).abs().max() <= 1e-5
 
 
@@ -394,6 +417,29 @@ def test_layers_left_out_by_the_configuration_may_be_missing(tmp_path: Path) -> 
     adapter = load_adapter(write(tmp_path / "chest", config, weights), TARGET)
 
     assert {layer for layer, _ in adapter.weights} == {1}
+
+
+def test_excluded_modules_may_be_missing(tmp_path: Path) -> None:
+    weights = {name: tensor for name, tensor in tensors().items() if ".0.self_attn" not in name}
+    config = {**settings(), "exclude_modules": ["layers.0.self_attn.q_proj"]}
+
+    adapter = load_adapter(write(tmp_path / "chest", config, weights), TARGET)
+
+    assert set(adapter.weights) == {(1, "q_proj"), (0, "down_proj"), (1, "down_proj")}
+
+
+def test_module_named_by_its_whole_path_is_wanted_in_any_layer(tmp_path: Path) -> None:
+    """As PEFT reads it: the choice of layers is for names that are shorter."""
+    weights = {name: tensor for name, tensor in tensors().items() if "q_proj" in name}
+    config = {
+        **settings(),
+        "target_modules": ["model.language_model.layers.0.self_attn.q_proj", "q_proj"],
+        "layers_to_transform": [1],
+    }
+
+    adapter = load_adapter(write(tmp_path / "chest", config, weights), TARGET)
+
+    assert set(adapter.weights) == {(0, "q_proj"), (1, "q_proj")}
 
 
 # What is refused

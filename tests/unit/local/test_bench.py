@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from medport.errors import ConfigError
 from medport_local import cli_bench
-from medport_local.bench import report, rivals, tasks, turns
+from medport_local.bench import report, rival_transformers, rivals, tasks, turns
 from medport_local.bench.process import Worker, WorkerFailed
 from medport_local.bench.rivals import OWN, Plan
 from medport_local.bench.tasks import Figure
@@ -313,6 +313,46 @@ def test_bench_measures_both_engines_and_names_the_one_that_is_absent(gemma_fold
         assert rows[what, "medport"]["ratio"] is not None
         assert rows[what, "transformers"]["ratio"] is None
     assert rows["between tokens, batch 2", "medport"]["n"] == tasks.STEPS
+
+
+def test_snapshot_of_the_other_family_is_refused(siglip_folder: Path) -> None:
+    result = invoke(f"--snapshot=medgemma={siglip_folder}")
+
+    assert isinstance(result.exception, ConfigError)
+    assert "this is a medsiglip" in str(result.exception)
+
+
+@pytest.fixture(scope="module")
+def generate(text_gemma_folder: Path) -> rival_transformers.Engine:
+    options = {"path": str(text_gemma_folder), "dtype": "float32", "device": "cpu", "threads": 1}
+    engine = rival_transformers.Engine(options, draw_from(176, 352))
+    engine.load()
+    return engine
+
+
+def test_transformers_generates_as_many_tokens_as_asked_whatever_it_says(
+    generate: rival_transformers.Engine,
+) -> None:
+    assert len(generate.decode(3, 20, 30, seed=1)) == 30
+
+
+def test_transformers_batches_those_who_wait_and_answers_all_at_the_end(
+    generate: rival_transformers.Engine,
+) -> None:
+    arrivals = [0.0, 0.0, 30.0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        # The third comes in half a minute: that is not waited for, but noted.
+        slept: list[float] = []
+        clock = iter(range(10**6))
+        patch.setattr(rival_transformers.time, "sleep", slept.append)
+        patch.setattr(rival_transformers.time, "perf_counter", lambda: float(next(clock)))
+        found = generate.serve(arrivals, [10, 20, 15], [2, 4, 3], seed=1)
+
+    assert found["done"][0] == found["done"][1] < found["done"][2]
+    assert found["first"][0] == found["first"][1] < found["done"][0]
+    assert slept
+    assert found["first"][2] > 30
 
 
 def own_worker(snapshot: Snapshot, logs: Path, **options: Any) -> Worker:

@@ -100,6 +100,31 @@ def test_the_environment_of_the_embedding_container_is_read() -> None:
     assert "hf_secret" not in repr(settings)
 
 
+def test_the_environment_says_how_the_engine_runs() -> None:
+    settings = read(
+        MEDPORT_DTYPE="bfloat16",
+        MEDPORT_EMBED_DTYPE="float32",
+        MEDPORT_KV_CACHE="8GiB",
+        MEDPORT_REUSE="512MiB",
+        MEDPORT_STALL_MS="50",
+        MEDPORT_MAX_WAIT="30",
+        MEDPORT_DEVICE="cpu",
+    )
+
+    served = app_settings(settings, open_snapshot(phantom.weights_dir("medgemma"), defer_weights=True))
+
+    limits = served.engine_limits
+    assert (limits.kv_bytes, limits.reuse_bytes) == (8 * 2**30, 512 * 2**20)
+    assert (limits.stall_ms, limits.max_wait_s) == (50, 30)
+    assert (served.models.dtype, served.models.embed_dtype, served.models.device) == ("bfloat16", "float32", "cpu")
+
+
+def test_a_container_keeps_nothing_of_a_request_unless_it_is_told_to() -> None:
+    served = app_settings(read(), open_snapshot(phantom.weights_dir("medgemma"), defer_weights=True))
+
+    assert served.engine_limits.reuse_bytes == 0
+
+
 def test_the_arguments_of_a_published_deployment_are_taken_as_they_are() -> None:
     settings = read(ARGUMENTS, AIP_HTTP_PORT="8080", MODEL_ID="google/medgemma-4b-it")
 
@@ -128,6 +153,10 @@ def test_image_limits_may_be_json_or_pairs(spelling: str) -> None:
         ({"MEDPORT_REVISION": REVISION[:12]}, "MEDPORT_REVISION"),
         ({"MEDPORT_SNAPSHOT_SHA256": "sha256:" + SHA}, "MEDPORT_SNAPSHOT_SHA256"),
         ({"MEDPORT_DIALECT": "openai"}, "MEDPORT_DIALECT"),
+        ({"MEDPORT_DTYPE": "float16"}, "MEDPORT_DTYPE"),
+        ({"MEDPORT_KV_CACHE": "plenty"}, "MEDPORT_KV_CACHE"),
+        ({"MEDPORT_REUSE": "-1"}, "MEDPORT_REUSE"),
+        ({"MEDPORT_MAX_WAIT": "0"}, "MEDPORT_MAX_WAIT"),
         ({"MODEL_INPUT_WIDTH": "448px"}, "MODEL_INPUT_WIDTH"),
         ({"MAX_EMBEDDINGS_PER_REQUEST": "0"}, "MAX_EMBEDDINGS_PER_REQUEST"),
         ({"BATCH_PREDICTION": "perhaps"}, "BATCH_PREDICTION"),

@@ -195,3 +195,29 @@ def test_drawing_leaves_the_logits_alone() -> None:
         )
 
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("few", [0, 2048])
+def test_top_p_that_ends_exactly_between_two_tokens_is_left_to_the_definition(few: int) -> None:
+    drawer = Drawer(few)
+
+    for size in range(2, 60):
+        logits = torch.zeros(size)
+        for kept in range(1, size):
+            sampling = Sampling(max_tokens=1, temperature=0.7, top_p=kept / size)
+            last = math.nextafter(1, 0)
+            assert drawer.draw(logits, 0.0, sampling, last) == drawn(logits, sampling, last)
+
+
+def test_min_p_that_ends_exactly_at_a_token_keeps_what_the_definition_keeps() -> None:
+    for share in (math.exp(-1), math.exp(-2), 0.1, 0.5):
+        for temperature in (1.0, 0.7):
+            sampling = Sampling(max_tokens=1, temperature=temperature, min_p=share)
+            top = np.float32(-temperature * math.log(share))
+            around = [0.0, 1e-17, -1e-17, 1e-16, -1e-16, 1e-9, -1e-9, float(np.spacing(top))]
+            logits = torch.tensor([float(top), *around])
+
+            ids = survivors(logits.numpy(), float(top), sampling)
+
+            assert ids is not None
+            assert ids.tolist() == distribution(logits, sampling)[1].tolist()

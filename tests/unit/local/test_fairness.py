@@ -42,9 +42,9 @@ def test_tenant_with_least_service_is_next() -> None:
 
 
 def test_of_equal_tenants_the_one_whose_request_came_first_is_next() -> None:
-    queue = queue_of(sequence(1, 10, tenant="z"), sequence(2, 10, tenant="a"))
+    queue = queue_of(*(sequence(id, 10, tenant=tenant) for id, tenant in ((1, "z"), (2, "a"), (3, "a"), (4, "z"))))
 
-    assert taken(queue) == [1, 2]
+    assert taken(queue) == [1, 2, 3, 4]
 
 
 def test_empty_queue_has_no_head() -> None:
@@ -90,6 +90,28 @@ def test_tenant_that_comes_to_an_empty_queue_is_level_with_the_one_taken_last() 
     queue.add(sequence(2, 10, tenant="b"))
 
     assert queue.served("b") == 500
+
+
+def test_tenant_that_comes_to_others_who_wait_is_level_with_the_least_of_them() -> None:
+    queue = queue_of(*(sequence(id, 100, tenant="aab"[id - 1]) for id in (1, 2, 3)))
+    queue.take()
+
+    queue.add(sequence(4, 10, tenant="c"))
+
+    assert (queue.served("a"), queue.served("b"), queue.served("c")) == (100, 0, 0)
+
+
+def test_queue_that_was_given_up_forgets_nothing_of_the_tenant_taken_last() -> None:
+    queue = queue_of(sequence(1, 10, tenant="a"))
+    one = queue.take()
+    one.computed = 10
+    queue.leave(one)
+    queue.add(sequence(2, 10, tenant="b"))
+    queue.drop(lambda each: True)
+
+    queue.add(sequence(3, 10, tenant="c"))
+
+    assert queue.served("c") == 10
 
 
 def test_debt_outlives_a_short_absence() -> None:
@@ -165,6 +187,17 @@ def test_pin_ends_when_the_pinned_is_dropped() -> None:
 
     assert [each.id for each in gone] == [3]
     assert taken(queue) == [4, 2]
+
+
+def test_pin_outlives_the_dropping_of_another() -> None:
+    queue = queue_of(sequence(1, 900, tenant="a"), sequence(2, 10, tenant="a"), sequence(3, 10, tenant="a"))
+    queue.take()
+    queue.pin()
+    queue.add(sequence(4, 1, tenant="b"))
+
+    queue.drop(lambda each: each.id == 3)
+
+    assert taken(queue) == [2, 4]
 
 
 def test_dropping_takes_out_what_is_named_and_keeps_the_order() -> None:

@@ -60,6 +60,21 @@ def test_without_unix_sockets_a_key_guards_a_loopback_port(
         assert httpx.get(url, headers={"Authorization": f"Bearer {server.api_key}"}).status_code == 200
 
 
+def test_options_reach_the_engine_and_nothing_is_kept_by_default(gemma_folder: Path) -> None:
+    with inprocess.start({"medgemma": gemma_folder}, device="cpu", dtype="bfloat16", reuse_bytes=2**20) as server:
+        assert server.app is not None
+        told = server.app.state.standing["medgemma"]
+        assert (told.device, told.dtype, told.reuse_bytes) == ("cpu", "bfloat16", 2**20)
+    with inprocess.start({"medgemma": gemma_folder}, device="cpu") as server:
+        assert server.app is not None
+        assert server.app.state.standing["medgemma"].reuse_bytes == 0
+
+
+def test_device_that_is_not_there_is_raised_as_what_it_is(gemma_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="no device"):
+        inprocess.start({"medgemma": gemma_folder}, device="abacus")
+
+
 def test_missing_directory_is_raised_as_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no model directory"):
         inprocess.start({"medgemma": tmp_path / "nowhere"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from support.running import LoopThread
 
 from medport.errors import ConfigError
 from medport_local.app import Settings
-from medport_local.engine.engine import EngineLimits
-from medport_local.serving import observe
+from medport_local.engine.embedder import EmbedderStats
+from medport_local.engine.engine import EngineLimits, Stats
+from medport_local.serving import keys, observe
 from medport_local.serving.lifecycle import Lifecycle
 from medport_local.serving.observe import Metrics
 from medport_local.serving.outcome import Facts, Outcome
@@ -167,6 +169,52 @@ def test_engine_that_cannot_count_something_has_no_such_metric() -> None:
 
     assert 'medport_engine_running{model="m"} 3.0' in text
     assert "cache_hits" not in text
+
+
+def test_work_and_memory_of_the_engine_are_told_with_their_units(http: httpx.Client, server: LocalServer) -> None:
+    http.post("/v1/chat/completions", json={**CHAT, "n": 2})
+    engine = server.app.state.engines["medgemma"]
+    wait_until(lambda: engine.stats().held == 0)
+
+    seen, stats = values(http), engine.stats()
+
+    for name, told in {
+        "engine_prompt_tokens_total": stats.prompt_tokens,
+        "cache_hits_total": stats.cache_hits,
+        "cache_misses_total": stats.cache_misses,
+        "image_cache_hits_total": 0,
+        "image_cache_misses_total": 0,
+        "expired_total": stats.expired,
+        "kv_used_bytes": 0,
+        "kv_capacity_bytes": stats.kv_bytes_total,
+        "reuse_used_bytes": 0,
+        "prefill_tokens_per_second": stats.prefill_tokens_per_s,
+    }.items():
+        assert seen[(f"medport_{name}", "medgemma")] == told, name
+    assert stats.cache_hits > 0
+    assert stats.kv_bytes_total > 0
+    for name in ("embedder_pending_bytes", "embedder_refused_total", "expired_total"):
+        assert seen[(f"medport_{name}", "medsiglip")] == 0
+
+
+def test_no_metric_has_a_callers_name_among_its_labels(
+    gemma_folder: Path, loop_thread: LoopThread, tmp_path: Path
+) -> None:
+    key = keys.add(tmp_path / "keys.json", "canary-tenant", actions=("infer", "metrics"))
+    settings = Settings(snapshots={"medgemma": gemma_folder}, keys_file=tmp_path / "keys.json", drain_s=1.0)
+    with local_server(loop_thread, settings) as running, running.client(key) as client:
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+        text = client.get("/metrics").text
+
+    assert "medport_tokens_generated_total" in text
+    assert "canary" not in text
+
+
+def test_every_figure_of_the_engines_is_told_or_follows_from_others() -> None:
+    known = {field.name for kind in (Stats, EmbedderStats) for field in fields(kind)}
+
+    assert known - set(observe._READINGS) == {"mean_batch"}
+    assert set(observe._READINGS) <= known
 
 
 def test_cache_hits_are_counted_once_an_engine_tells_them() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medport_local.engine.pace import LARGEST_CHUNK, SMALLEST_CHUNK, Pace
@@ -223,6 +223,7 @@ def test_chunks_approach_the_budget_and_overrun_it_by_an_eighth_at_most(
         assert sizes[-1] >= 0.55 * ideal
 
 
+@example(seen=[(32, 5e-324)], budget_s=1.0)  # seconds per token would be 0
 @given(
     seen=st.lists(st.tuples(st.integers(1, 4000), st.floats(0, 100)), max_size=30),
     budget_s=st.floats(1e-6, 1e6),

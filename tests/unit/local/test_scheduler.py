@@ -113,6 +113,17 @@ def test_prompts_take_turns_chunk_by_chunk() -> None:
     assert [ids for _, ids in device.steps(scheduler, 9)] == [[1], [2], [3]] * 3
 
 
+def test_prompts_that_are_computed_get_no_more_turns() -> None:
+    device = Device()
+    scheduler = device.scheduler(stall_ms=20)
+    for id, prompt in ((1, 20), (2, 20), (3, 1000)):
+        scheduler.add(sequence(id, prompt, 500))
+
+    prefilled = [ids for phase, ids in device.steps(scheduler, 20) if phase == "prefill"]
+
+    assert prefilled == [[1], [2], *[[3]] * 8]
+
+
 def test_decode_step_is_not_owed_to_sequences_that_have_left() -> None:
     device = Device()
     scheduler = device.scheduler()
@@ -149,6 +160,7 @@ def test_sequence_whose_first_token_was_not_accepted_gets_its_logits_again() -> 
         (0, 56, 56),  # at its end
         (25, 50, 56),  # going back would leave 15 tokens: on to the end
         (24, 50, 40),  # … and here 16
+        (30, 40, 40),
         (40, 50, 56),  # the image begins the chunk
         (56, 70, 70),
         (56, 105, 100),  # inside the last
@@ -246,7 +258,18 @@ def test_prompt_that_is_restored_whole_gives_its_logits_at_once() -> None:
     batches = device.drain(scheduler)
 
     assert batches == [Batch("prefill", (one,), 80, 80), Batch("decode", (one,))]
-    assert scheduler.prefill_tokens_per_s == 0  # an empty chunk is no measurement
+
+
+def test_empty_chunk_is_no_measurement_of_the_rate() -> None:
+    device = Device()
+    scheduler = device.scheduler(restore=lambda each: 80 if each.id == 2 else 0)
+    scheduler.add(sequence(1, 80, 1))
+    device.drain(scheduler)
+    before = scheduler.prefill_tokens_per_s
+    scheduler.add(sequence(2, 80, 1))
+    device.drain(scheduler)
+
+    assert scheduler.prefill_tokens_per_s == before > 0
 
 
 def test_prefix_cache_is_asked_once_and_only_when_the_turn_has_come() -> None:
@@ -316,7 +339,7 @@ def test_no_more_is_reserved_than_the_context_holds() -> None:
 
 def test_no_more_run_than_there_are_places() -> None:
     device = Device()
-    scheduler = device.scheduler(max_running=2)
+    scheduler = device.scheduler(slots=3, max_running=2)
     for id in (1, 2, 3):
         scheduler.add(sequence(id, max_tokens=50))
 
@@ -457,6 +480,10 @@ def test_queue_is_as_long_when_its_head_waits_for_memory_and_not_for_a_place() -
     with pytest.raises(QuotaExceeded):
         scheduler.add(sequence(4, 64, 64))
 
+    device.drain(scheduler)
+    for id in range(5, 11):  # four places and two in the queue
+        scheduler.add(sequence(id, 64, 64))
+
 
 def test_tenant_with_nothing_waiting_is_not_locked_out_by_another() -> None:
     device = Device()
@@ -507,7 +534,7 @@ def test_request_that_nobody_is_before_is_taken_however_slow_the_device() -> Non
 def test_images_that_wait_to_be_encoded_count_as_waiting_time() -> None:
     device = Device(cost=lambda batch: 20.0 if batch.phase == "encode" else 0.001)  # an image takes 40 s
     scheduler = device.scheduler(max_wait_s=60)
-    scheduler.add(sequence(1, 50, 1, images=((10, 26),)))
+    scheduler.add(sequence(1, 100, 1, images=((10, 26), (40, 56), (60, 76))))
     device.drain(scheduler)
     scheduler.add(sequence(2, 100, 1, images=((10, 26), (40, 56))))
 
@@ -515,6 +542,20 @@ def test_images_that_wait_to_be_encoded_count_as_waiting_time() -> None:
         scheduler.add(sequence(3, 10, 1))
 
     assert refused.value.retry_after_s == pytest.approx(20, abs=1)
+
+
+def test_image_that_is_ready_no_longer_counts_as_waiting_time() -> None:
+    device = Device(cost=lambda batch: 20.0 if batch.phase == "encode" else 0.001)
+    scheduler = device.scheduler(max_wait_s=60)
+    both = [sequence(id, 100, 1, images=((10, 26), (40, 56))) for id in (1, 2)]
+    for each in both:
+        scheduler.add(each)
+    while sum(each.encoded for each in both) < 3:
+        device.step(scheduler)
+
+    scheduler.add(sequence(3, 10, 1))
+
+    assert scheduler.queued == 1
 
 
 def test_answers_before_it_count_as_waiting_time_when_all_places_are_taken() -> None:
@@ -533,6 +574,19 @@ def test_answers_before_it_count_as_waiting_time_when_all_places_are_taken() -> 
 
     assert "about 30 s" in refused.value.message
     assert refused.value.retry_after_s == 5
+
+
+def test_free_places_do_not_shorten_the_wait_for_the_prompts_before() -> None:
+    device = Device(cost=lambda batch: 100.0 if batch.phase == "decode" else 0.1 * (batch.end - batch.start))
+    scheduler = device.scheduler(max_wait_s=60, max_running=8)
+    scheduler.add(sequence(1, 100, 2))
+    device.drain(scheduler)
+    scheduler.add(sequence(2, 700, 2))
+
+    with pytest.raises(QuotaExceeded) as refused:
+        scheduler.add(sequence(3, 10, 2))
+
+    assert refused.value.retry_after_s == 10
 
 
 def test_waiting_time_of_a_new_tenant_is_not_that_of_the_flood_before_it() -> None:
@@ -574,6 +628,20 @@ def test_full_queue_names_the_time_after_which_one_of_them_has_gone() -> None:
         scheduler.add(sequence(5, 16, 8))
 
     assert refused.value.retry_after_s == 11  # 3 answers of 7 s before the third of the queue, over 2 that wait
+
+
+def test_request_is_taken_when_all_have_just_left_a_memory_that_was_short() -> None:
+    device = Device()
+    scheduler = device.scheduler(tokens=128)
+    first, second = sequence(1, 100, 28), sequence(2, 100, 28)
+    scheduler.add(first)
+    scheduler.add(second)
+    device.step(scheduler)
+    scheduler.finish(first)
+
+    scheduler.add(sequence(3, 100, 28))
+
+    assert scheduler.queued == 2
 
 
 def test_sequences_that_failed_teach_nothing_about_answers() -> None:

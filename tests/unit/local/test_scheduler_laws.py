@@ -45,14 +45,17 @@ class Serving(RuleBasedStateMachine):
     @initialize(
         max_running=st.integers(1, 4),
         max_queue=st.integers(1, 6),
+        spare_slots=st.integers(0, 1),
         blocks=st.integers(8, 80),
         stall_ms=st.sampled_from([15.0, 60.0, 400.0]),
         reuse=st.booleans(),
     )
-    def start(self, max_running: int, max_queue: int, blocks: int, stall_ms: float, reuse: bool) -> None:
+    def start(
+        self, max_running: int, max_queue: int, spare_slots: int, blocks: int, stall_ms: float, reuse: bool
+    ) -> None:
         self.device = Device()
         self.max_running, self.max_queue = max_running, max_queue
-        self.memory = Memory(slots=max_running, tokens=blocks * BLOCK, block=BLOCK)
+        self.memory = Memory(slots=max_running + spare_slots, tokens=blocks * BLOCK, block=BLOCK)
         self.reuse = reuse
         self.asked: list[int] = []
         self.scheduler = Scheduler(

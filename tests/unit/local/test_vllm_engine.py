@@ -1,7 +1,7 @@
 """vLLM's adapter without vLLM: what it is told, what becomes of its tokens, and whether it may serve at all.
 
 A stand-in takes the place of vLLM where time and faults are the matter. What vLLM itself computes is tested in
-``tests/vllm``.
+``tests/with_vllm``.
 """
 
 from __future__ import annotations
@@ -353,6 +353,7 @@ class Slow:
     def __init__(
         self, gemma: Gemma, snapshot: Snapshot, spoil: Callable[[TokenLogprob], TokenLogprob] = lambda told: told
     ) -> None:
+        self.limits = EngineLimits()
         self._gemma = gemma
         self._spoil = spoil
         self.images = gemma.images
@@ -370,8 +371,9 @@ class Slow:
             logits = path.decode(token)
 
 
-def verified(engine: Any, gemma: Gemma, snapshot: Snapshot, **place: Any) -> GateReport:
-    return vllm_gate.verify_images(engine, Scorer(gemma), snapshot, PLACE.model_copy(update=place))
+def verified(engine: Any, gemma: Gemma, snapshot: Snapshot, *, images: bool = True) -> GateReport:
+    verify = vllm_gate.verify_images if images else vllm_gate.verify_text
+    return verify(engine, Scorer(gemma), snapshot, PLACE)
 
 
 def test_engine_that_computes_as_the_reference_passes(gemma: Gemma, gemma_snapshot: Snapshot) -> None:
@@ -399,25 +401,66 @@ def test_engine_whose_image_tokens_do_not_see_each_other_fails(gemma: Gemma, gem
 def test_engine_with_right_tokens_and_wrong_logprobs_fails(gemma: Gemma, gemma_snapshot: Snapshot) -> None:
     engine = Slow(gemma, gemma_snapshot, lambda told: replace(told, logprob=told.logprob - 0.002))
 
-    report = verified(engine, gemma, gemma_snapshot)
+    report = verified(engine, gemma, gemma_snapshot, images=False)
 
     assert not report.passed
     assert "logprobs" in report.reason
 
 
-def test_engine_that_says_no_number_fails(gemma: Gemma, gemma_snapshot: Snapshot) -> None:
+def test_engine_that_says_no_number_fails(gemma: Gemma, gemma_snapshot: Snapshot, tmp_path: Path) -> None:
     engine = Slow(gemma, gemma_snapshot, lambda told: replace(told, logprob=float("nan")))
 
-    assert not verified(engine, gemma, gemma_snapshot).passed
+    report = verified(engine, gemma, gemma_snapshot, images=False)
+
+    assert not report.passed
+    assert "logprobs" in report.reason
+    vllm_gate.write_record(tmp_path, gemma_snapshot, report)
+    assert vllm_gate.read_record(tmp_path, gemma_snapshot, PLACE) == report
 
 
 def test_engine_that_chooses_unlikely_tokens_fails(gemma: Gemma, gemma_snapshot: Snapshot) -> None:
     engine = Slow(gemma, gemma_snapshot, lambda told: replace(told, token=(told.token + 1) % 300))
 
-    report = verified(engine, gemma, gemma_snapshot)
+    report = verified(engine, gemma, gemma_snapshot, images=False)
 
     assert not report.passed
     assert report.agreement < 1
+
+
+def test_engine_that_breaks_off_fails(gemma: Gemma, gemma_snapshot: Snapshot) -> None:
+    class Short(Slow):
+        async def submit(self, request: GenerationRequest) -> AsyncIterator[Event]:
+            most = 1 if request.images else 20
+            cut = replace(request, sampling=replace(request.sampling, max_tokens=most))
+            async for event in super().submit(cut):
+                yield event
+
+    report = verified(Short(gemma, gemma_snapshot), gemma, gemma_snapshot)
+
+    assert not report.passed
+    assert "8 of 48 tokens" in report.reason
+    assert {case.equal for case in report.cases} == {2, 40}
+
+
+def test_engine_is_asked_no_more_at_once_than_it_takes(gemma: Gemma, gemma_snapshot: Snapshot) -> None:
+    asked: list[int] = []
+
+    class Counting(Slow):
+        running = 0
+
+        async def submit(self, request: GenerationRequest) -> AsyncIterator[Event]:
+            self.running += 1
+            asked.append(self.running)
+            await asyncio.sleep(0)
+            async for event in super().submit(request):
+                yield event
+            self.running -= 1
+
+    engine = Counting(gemma, gemma_snapshot)
+    engine.limits = EngineLimits(max_running=2)
+
+    assert verified(engine, gemma, gemma_snapshot, images=False).passed
+    assert (max(asked[:3]), max(asked[3:]), len(asked)) == (1, 2, 6)
 
 
 def test_test_that_could_not_tell_a_wrong_mask_is_no_pass(gemma: Gemma, gemma_snapshot: Snapshot) -> None:

@@ -41,6 +41,25 @@ def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path, text: str, n
     assert caught.value.remedy == f"did you mean {near}?"
 
 
+def test_options_of_the_in_process_engine_are_read(tmp_path: Path) -> None:
+    text = '[profiles.a]\nbackend = "in-process"\ndevice = "cpu"\ndtype = "bfloat16"\nreuse_bytes = 1048576\n'
+
+    profile = config.resolve("a", environment={}, directory=write(tmp_path, text)).profile
+
+    assert (profile.device, profile.dtype, profile.reuse_bytes) == ("cpu", "bfloat16", 2**20)
+    assert config.resolve(environment={}, directory=tmp_path / "elsewhere").profile.reuse_bytes == 0
+
+
+@pytest.mark.parametrize("line", ['device = "cpu"', 'dtype = "float32"', "reuse_bytes = 1"])
+def test_options_of_the_in_process_engine_mean_nothing_to_a_server(tmp_path: Path, line: str) -> None:
+    text = f'[profiles.a]\nbackend = "local"\nurl = "https://x"\n{line}\n'
+
+    with pytest.raises(medport.ConfigError, match="in-process") as caught:
+        config.resolve("a", environment={}, directory=write(tmp_path, text))
+
+    assert caught.value.field == f"profiles.a.{line.partition(' ')[0]}"
+
+
 def test_an_unknown_profile_names_the_nearest(tmp_path: Path) -> None:
     directory = write(tmp_path, '[profiles.onprem]\nbackend = "local"\nurl = "https://x"\n')
 
