@@ -92,7 +92,7 @@ class Workspace:
             int8 ``[2 * rows, in]``, first all high bytes and then all low ones, and float32 ``[rows, 1]``, so that
             ``x`` is ``(256 * high + low) * step`` to half a step.
         """
-        if self._halves is None or False:
+        if self._halves is None or self._rows is not x:
             self._rows, self._halves = x, _halves(x)
         return self._halves
 

@@ -277,6 +277,20 @@ def test_span_of_a_chat_follows_the_genai_conventions(http: httpx.Client, spans:
     assert 0 < span.end_time - span.start_time < 30e9
 
 
+@pytest.mark.parametrize("more", [{"n": 2}, {"stream": True}, {"model": "medgemma+canary"}, {"max_tokens": 9999}])
+def test_span_holds_nothing_of_what_was_asked_or_answered(
+    http: httpx.Client, spans: InMemorySpanExporter, more: dict[str, Any]
+) -> None:
+    spans.clear()
+    body = {"messages": [{"role": "user", "content": "the canary sings"}], "max_tokens": 4, "stop": ["canary"]}
+    http.post("/v1/chat/completions", json={**body, **more})
+
+    span = last_span(spans)
+
+    assert "gen_ai.request.model" in (span.attributes or {}) or span.name == "POST /v1/chat/completions"
+    assert "canary" not in span.to_json()
+
+
 def test_span_of_embeddings_names_the_operation(http: httpx.Client, spans: InMemorySpanExporter) -> None:
     spans.clear()
     path = "/v1/projects/local/locations/europe-west4/endpoints/medsiglip:predict"

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from support.lora import write_adapter
 from typer.testing import CliRunner
 
+import medport.cli
 from medport.errors import ConfigError, VerificationError
 from medport_local import cli_engine, cli_ready
 from medport_local.app import Settings
@@ -234,6 +235,17 @@ def test_verifying_an_engine_that_is_not_there_is_a_setting_at_fault(
     assert isinstance(result.exception, ConfigError)
     assert "vllm" in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["serve", "audit", "keys", "engine", "quantize", "bench"])
+def test_command_line_of_the_sdk_knows_each_local_command(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        medport.cli.main([command, "--help"])
+
+    assert ended.value.code == 0
+    assert f"medport {command}" in capsys.readouterr().out
 
 
 # What is told
