@@ -1,4 +1,4 @@
-"""The fast path against transformers' own forward: every way of cutting, caching and batching gives its numbers."""
+"""The fast path against transformers' own forward: cutting, caching and batching do not change its numbers."""
 
 from __future__ import annotations
 
