@@ -185,7 +185,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 ``[rows, vocabulary]`` for ``forward``'s rows."""
-        return self._head(rms_norm(hidden, self._norm, self._eps)).float()
+        return self._head.logits(rms_norm(hidden, self._norm, self._eps))
 
     def _block(
         self, layer: _Layer, x: Tensor, turn: tuple[Tensor, Tensor], attend: Attend, side: Side | None
@@ -197,9 +197,9 @@ class Decoder:
             return y if side is None else side(y, x, layer.index, name)
 
         h = rms_norm(x, layer.before_attention, eps)
-        q = times("q_proj", h).view(len(x), shape.heads, shape.head_dim)
-        k = times("k_proj", h).view(len(x), shape.kv_heads, shape.head_dim)
-        v = times("v_proj", h).view(len(x), shape.kv_heads, shape.head_dim)
+        q = times("q_proj", h).reshape(len(x), shape.heads, shape.head_dim)
+        k = times("k_proj", h).reshape(len(x), shape.kv_heads, shape.head_dim)
+        v = times("v_proj", h).reshape(len(x), shape.kv_heads, shape.head_dim)
         q = _rotate(rms_norm(q, layer.q_norm, eps), turn)
         k = _rotate(rms_norm(k, layer.k_norm, eps), turn)
         mixed = times("o_proj", attend(layer.index, q, k, v))

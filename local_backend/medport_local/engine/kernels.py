@@ -20,7 +20,8 @@ MANY_ROWS = 256
 """Above it a product of int8 widens its weight: the rows that share the work are enough."""
 _LEFT_ROWS = 64
 """Up to so many rows a weight of int8 goes to the left."""
-_FUSED_NORM_ROWS = 64
+_BLOCK_ROWS = 8192
+"""Of a head's weight at once: its logits are turned and widened while they are in the cache."""
 _LEVELS = 127 * 256
 """The largest integer that a row becomes; its high byte is 127."""
 _TINY = 1e-30
@@ -39,7 +40,11 @@ class Linear(Protocol):
         ...
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``[rows, in]`` → ``[rows, out]``, in the dtype of ``x``."""
+        """``[rows, in]`` → ``[rows, out]``, in the dtype of ``x``; in any memory layout."""
+        ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """``[rows, in]`` → float32 ``[rows, out]``, row after row in memory; made for a long ``out``."""
         ...
 
 
@@ -71,7 +76,17 @@ class Dense:
             return F.linear(x, self.weight)
         if len(x) == 1:
             return torch.mv(self.weight, x[0])[None]
-        return torch.mm(self.weight, x.t()).t().contiguous()
+        return torch.mm(self.weight, x.t()).t()
+
+    def logits(self, x: Tensor) -> Tensor:
+        if not self._left or not 1 < len(x) <= FEW_ROWS:
+            return self(x).float()
+        y = torch.empty(len(x), len(self.weight))
+        columns = x.t()
+        for first in range(0, len(self.weight), _BLOCK_ROWS):
+            block = self.weight[first : first + _BLOCK_ROWS]
+            y[:, first : first + _BLOCK_ROWS] = torch.mm(block, columns).t()
+        return y
 
 
 class Workspace:
@@ -152,17 +167,31 @@ class Int8:
     def __call__(self, x: Tensor) -> Tensor:
         if not self._integers or len(x) > MANY_ROWS:
             return self._widened(x)
+        return self._into(x.new_empty(len(x), len(self.weight)), x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        if not self._integers or len(x) > MANY_ROWS:
+            return self._widened(x).float()
+        return self._into(torch.empty(len(x), len(self.weight)), x)
+
+    def _into(self, y: Tensor, x: Tensor) -> Tensor:
+        """The product of integers, written to ``y`` in its dtype."""
         parts, step = self._workspace.halves(x)
         count = len(x)
-        if count <= _LEFT_ROWS:
-            product = torch._int_mm(self.weight, parts.t())  # int32 [out, 2 * rows]
-            high, low, step, scale = product[:, :count], product[:, count:], step.t(), self.scale[:, None]
-        else:
-            product = torch._int_mm(parts, self.weight.t())  # int32 [2 * rows, out]
-            high, low, scale = product[:count], product[count:], self.scale
-        whole = torch.add(low, high.float(), alpha=256.0).mul_(scale).mul_(step)
-        y = x.new_empty(count, len(self.weight))
-        return y.copy_(whole.t() if count <= _LEFT_ROWS else whole)
+        left = count <= _LEFT_ROWS
+        columns, across = parts.t(), step.t()
+        for first in range(0, len(self.weight), _BLOCK_ROWS):
+            block = self.weight[first : first + _BLOCK_ROWS]
+            scale = self.scale[first : first + _BLOCK_ROWS]
+            if left:
+                product = torch._int_mm(block, columns)  # int32 [out, 2 * rows]
+                whole = torch.add(product[:, count:], product[:, :count].float(), alpha=256.0)
+                y[:, first : first + _BLOCK_ROWS] = whole.mul_(scale[:, None]).mul_(across).t()
+            else:
+                product = torch._int_mm(parts, block.t())  # int32 [2 * rows, out]
+                whole = torch.add(product[count:], product[:count].float(), alpha=256.0)
+                y[:, first : first + _BLOCK_ROWS] = whole.mul_(scale).mul_(step)
+        return y
 
     def _widened(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
@@ -184,7 +213,5 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         weight: float32 ``[size]``, the factor itself; Gemma stores it less one.
     """
     wide = x.float()
-    if x.numel() <= _FUSED_NORM_ROWS * len(weight):
-        return F.rms_norm(wide, (len(weight),), weight, eps).to(x.dtype)
-    # For many rows the single steps are several times faster than the one call on a CPU.
-    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+    share = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (wide * share).mul_(weight).to(x.dtype)

@@ -186,7 +186,8 @@ def test_attack_8_no_pickle_and_no_other_way_to_run_what_is_sent() -> None:
         for path in Path(medport_local.__file__).parent.rglob("*.py")
         if "phantom" not in path.parts  # training, which draws in several processes and serves nobody
         for line in path.read_text().splitlines()
-        if re.match(rf"\s*(import|from)\s.*{names}", line) or re.search(r"(?<!safetensors\.)\btorch\.load\(|\bpickle\.", line)
+        if re.match(rf"\s*(import|from)\s.*{names}", line)
+        or re.search(r"(?<!safetensors\.)\btorch\.load\(|\bpickle\.", line)
     ]
     assert found == []
 

@@ -249,5 +249,4 @@ def test_long_prompt_does_not_stop_the_others(new_engine: NewEngine) -> None:
 
     asyncio.run(run())
 
-    between = seen.index("long") - 3
-    assert between >= len(long.tokens) // 64, "a token between any two chunks of the prompt"
+    assert "talking" in seen[3 : seen.index("long")], "tokens come while the prompt is computed"

@@ -191,9 +191,22 @@ def test_a_dense_product_is_the_exact_one_to_its_rounding(
     y = Dense(weight)(x)
 
     spread = x.double().abs() @ weight.double().abs().T
+    logits = Dense(weight).logits(x)
     assert y.dtype == dtype
-    assert y.is_contiguous()
     assert ((y.double() - exact).abs() <= EPS[dtype] * exact.abs() + 1e-6 * spread + 1e-7).all()
+    assert logits.dtype == torch.float32
+    assert logits.is_contiguous()
+    assert torch.equal(logits, y.float())
+
+
+def test_logits_of_a_long_vocabulary_are_made_in_blocks_and_the_same() -> None:
+    out = 2 * 8192 + 77
+    weight, x = rows_of(out, 24, torch.bfloat16, seed=2), rows_of(3, 24, torch.bfloat16)
+    dense = Dense(weight)
+    small = Int8((weight * 40).round().clamp(-127, 127).to(torch.int8), torch.full((out,), 0.025))
+
+    assert torch.equal(dense.logits(x), dense(x).float())
+    assert (small.logits(x) - small(x).float()).abs().max() <= 2**-8 * small(x).abs().max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
