@@ -197,9 +197,9 @@ class Decoder:
             return y if side is None else side(y, x, layer.index, name)
 
         h = rms_norm(x, layer.before_attention, eps)
-        q = times("q_proj", h).reshape(len(x), shape.heads, shape.head_dim)
-        k = times("k_proj", h).reshape(len(x), shape.kv_heads, shape.head_dim)
-        v = times("v_proj", h).reshape(len(x), shape.kv_heads, shape.head_dim)
+        q = times("q_proj", h).contiguous().view(len(x), shape.heads, shape.head_dim)
+        k = times("k_proj", h).contiguous().view(len(x), shape.kv_heads, shape.head_dim)
+        v = times("v_proj", h).contiguous().view(len(x), shape.kv_heads, shape.head_dim)
         q = _rotate(rms_norm(q, layer.q_norm, eps), turn)
         k = _rotate(rms_norm(k, layer.k_norm, eps), turn)
         mixed = times("o_proj", attend(layer.index, q, k, v))
