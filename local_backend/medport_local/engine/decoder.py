@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medport_local.engine.kernels import Dense, Linear, Table, rms_norm
+from medport_local.engine.kernels import Dense, Linear, Table, joined, rms_norm
 
 if TYPE_CHECKING:
     from medport_local.engine.loading import Gemma
@@ -66,7 +66,16 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class _Layer:
-    def __init__(self, index: int, module: Any, linear: Callable[[str, Any], Linear], sliding: bool) -> None:
+    def __init__(
+        self,
+        index: int,
+        module: Any,
+        linear: Callable[[str, Any], Linear],
+        *,
+        sliding: bool,
+        heads: int,
+        kv_heads: int,
+    ) -> None:
         self.index = index
         self.sliding = sliding
         attention, mlp = module.self_attn, module.mlp
@@ -79,8 +88,15 @@ class _Layer:
         self.after_attention = _factor(module.post_attention_layernorm)
         self.before_mlp = _factor(module.pre_feedforward_layernorm)
         self.after_mlp = _factor(module.post_feedforward_layernorm)
-        self.q_norm = _factor(attention.q_norm)
-        self.k_norm = _factor(attention.k_norm)
+        # [heads + kv_heads, head_dim]: queries and keys are normalised and turned in one go.
+        self.qk_norm = torch.cat(
+            [
+                _factor(attention.q_norm).expand(heads, -1),
+                _factor(attention.k_norm).expand(kv_heads, -1),
+            ]
+        )
+        gate, up = self.linears["gate_proj"], self.linears["up_proj"]
+        self.gate_up = joined(gate, up) if isinstance(gate, Dense) and isinstance(up, Dense) else None
 
 
 def _factor(norm: Any) -> Tensor:
@@ -130,7 +146,15 @@ class Decoder:
         self._embed_scale: Tensor = embedding.embed_scale.to(self._dtype)
         self._eps: float = config.rms_norm_eps
         self._layers = [
-            _Layer(i, module, linear, self.shape.sliding[i]) for i, module in enumerate(text_model.layers)
+            _Layer(
+                i,
+                module,
+                linear,
+                sliding=self.shape.sliding[i],
+                heads=self.shape.heads,
+                kv_heads=self.shape.kv_heads,
+            )
+            for i, module in enumerate(text_model.layers)
         ]
         self._norm = _factor(text_model.norm)
         self._head = linear("lm_head", head)
@@ -197,15 +221,19 @@ class Decoder:
             return y if side is None else side(y, x, layer.index, name)
 
         h = rms_norm(x, layer.before_attention, eps)
-        q = times("q_proj", h).contiguous().view(len(x), shape.heads, shape.head_dim)
-        k = times("k_proj", h).contiguous().view(len(x), shape.kv_heads, shape.head_dim)
+        qk = torch.cat([times("q_proj", h), times("k_proj", h)], dim=1).contiguous()
+        qk = qk.view(len(x), shape.heads + shape.kv_heads, shape.head_dim)
         v = times("v_proj", h).contiguous().view(len(x), shape.kv_heads, shape.head_dim)
-        q = _rotate(rms_norm(q, layer.q_norm, eps), turn)
-        k = _rotate(rms_norm(k, layer.k_norm, eps), turn)
+        qk = _rotate(rms_norm(qk, layer.qk_norm, eps), turn)
+        q, k = qk[:, : shape.heads], qk[:, shape.heads :]
         mixed = times("o_proj", attend(layer.index, q, k, v))
         x = x + rms_norm(mixed, layer.after_attention, eps)
         h = rms_norm(x, layer.before_mlp, eps)
-        gated = F.gelu(times("gate_proj", h), approximate="tanh") * times("up_proj", h)
+        if layer.gate_up is None or side is not None:
+            gate, up = times("gate_proj", h), times("up_proj", h)
+        else:
+            gate, up = layer.gate_up(h).chunk(2, dim=1)
+        gated = F.gelu(gate, approximate="tanh") * up
         return x + rms_norm(times("down_proj", gated), layer.after_mlp, eps)
 
     def _turn(self, sliding: bool, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -89,6 +89,19 @@ class Dense:
         return y
 
 
+def joined(first: Dense, second: Dense) -> Dense | None:
+    """Both products as one, where their weights lie behind each other in memory, as files often have them."""
+    one, two = first.weight, second.weight
+    if (
+        one.untyped_storage().data_ptr() != two.untyped_storage().data_ptr()
+        or one.shape[1] != two.shape[1]
+        or not (one.is_contiguous() and two.is_contiguous())
+        or one.data_ptr() + one.nbytes != two.data_ptr()
+    ):
+        return None
+    return Dense(torch.as_strided(one, (len(one) + len(two), one.shape[1]), one.stride(), one.storage_offset()))
+
+
 class Workspace:
     """What the products of one model share. They run one after another, in one thread at a time."""
 
@@ -210,7 +223,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root mean square norm, ``[…, size]``, rounded once at the end as transformers does it.
 
     Args:
-        weight: float32 ``[size]``, the factor itself; Gemma stores it less one.
+        weight: float32 ``[size]``, or one for each row of the last two dimensions; the factor itself, which Gemma
+            stores less one.
     """
     wide = x.float()
     share = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()

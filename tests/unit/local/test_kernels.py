@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medport_local.engine import kernels
-from medport_local.engine.kernels import FEW_ROWS, MANY_ROWS, Dense, Int8, Workspace, rms_norm
+from medport_local.engine.kernels import FEW_ROWS, MANY_ROWS, Dense, Int8, Workspace, joined, rms_norm
 
 LEFT_ROWS = kernels._LEFT_ROWS
 ROWS = (1, 2, 5, FEW_ROWS, FEW_ROWS + 1, LEFT_ROWS, LEFT_ROWS + 1, MANY_ROWS, MANY_ROWS + 1, 300)
@@ -219,3 +219,16 @@ def test_a_norm_is_the_same_for_few_rows_and_for_many(rows: int, dtype: torch.dt
 
     assert y.dtype == dtype
     assert ((y.double() - exact).abs() <= EPS[dtype] * exact.abs() + 1e-7).all()
+
+
+def test_neighbours_in_memory_are_one_product_and_others_are_not() -> None:
+    both, x = rows_of(30, 16, torch.bfloat16, seed=2), rows_of(3, 16, torch.bfloat16)
+    first, second = Dense(both[:10]), Dense(both[10:])
+
+    one = joined(first, second)
+
+    assert one is not None
+    assert one.weight.data_ptr() == both.data_ptr()
+    assert torch.equal(one(x), torch.cat([first(x), second(x)], dim=1))
+    assert joined(second, first) is None
+    assert joined(first, Dense(both[10:].clone())) is None
