@@ -12,6 +12,11 @@ QUESTIONS = (
     "prepare_images.py",
     "server_overhead.py",
     "grammar.py",
+    "sampling.py",
+    "kernels.py",
+    "quantised.py",
+    "load.py",
+    "load_engine.py",
 )
 
 sys.exit(max(subprocess.run([sys.executable, str(HERE / name)], check=False).returncode for name in QUESTIONS))

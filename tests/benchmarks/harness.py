@@ -15,7 +15,18 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("medport", "httpx", "pydantic", "numpy", "orjson", "tenacity", "openai", "google-cloud-aiplatform")
+PACKAGES = (
+    "medport",
+    "httpx",
+    "pydantic",
+    "numpy",
+    "orjson",
+    "tenacity",
+    "openai",
+    "google-cloud-aiplatform",
+    "torch",
+    "transformers",
+)
 
 
 @dataclass(frozen=True)
@@ -101,12 +112,12 @@ def report(question: str | None, table: Sequence[Row], path: Path | None, *, not
     machine, versions = _machine(), _versions()
     print(f"\n{title}\n")
     print(
-        f"{'what':22} {'how':44} {'n':>5} {'median':>9} {'p95':>9} {'unit':6} {'ratio':>6} "
+        f"{'what':34} {'how':44} {'n':>5} {'median':>9} {'p95':>9} {'unit':6} {'ratio':>6} "
         f"{'cpu ms':>8} {'ratio':>6}"
     )
     for row in table:
         print(
-            f"{row.what:22} {row.how:44} {row.n:5} {row.median:9.3f} {row.p95:9.3f} {row.unit:6}"
+            f"{row.what:34} {row.how:44} {row.n:5} {row.median:9.3f} {row.p95:9.3f} {row.unit:6}"
             f" {_shown(row.ratio, 6, 2)} {_shown(row.cpu_ms, 8, 3)} {_shown(row.cpu_ratio, 6, 2)}"
         )
     for note in notes:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,6 +97,8 @@ class TorchEngine:
         decoder = Decoder.of(gemma)
         self.footprint = _footprint(decoder, self.limits, snapshot.max_context)
         """How the memory for keys and values is laid out."""
+        # The memory may hold fewer than were allowed; whoever asks for many answers at once must know.
+        self.limits = replace(self.limits, max_running=self.footprint.slots)
         self._memory = Memory(slots=self.footprint.slots, tokens=self.footprint.tokens)
         cache = KvCache(
             decoder.shape,
