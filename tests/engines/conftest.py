@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
 from medport_local import phantom
 from medport_local.engine.engine import Engine, EngineLimits, TorchEngine
 from medport_local.engine.loading import Gemma, load_gemma
 from medport_local.snapshot import Snapshot, open_snapshot
+
+
+# The phantom is too small to gain from several threads, and loses to their barriers.
+torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
