@@ -13,7 +13,6 @@ from medport_local.engine.engine import Engine, EngineLimits, TorchEngine
 from medport_local.engine.loading import Gemma, load_gemma
 from medport_local.snapshot import Snapshot, open_snapshot
 
-
 # The phantom is too small to gain from several threads, and loses to their barriers.
 torch.set_num_threads(1)
 
