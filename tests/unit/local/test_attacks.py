@@ -20,12 +20,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import medport_local
 from medport_local import inprocess
 from medport_local.app import Settings
 from medport_local.engine.engine import EngineLimits, TorchEngine
+from medport_local.engine.scheduler import Batch
 
 ROOT = "/v1/projects/local/locations/europe-west4/endpoints"
 
@@ -83,11 +85,20 @@ def test_attack_3_answers_that_the_queue_never_holds_are_refused_for_good(http: 
     assert error["details"][0]["metadata"]["field"] == "n"
 
 
-def test_attack_3_answers_beyond_the_queue_are_refused_together(http: httpx.Client, engine: TorchEngine) -> None:
-    # All places, in two waves: a single answer of the toy model could be over before the next request is read.
+def test_attack_3_answers_beyond_the_queue_are_refused_together(
+    http: httpx.Client, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = engine._runner.run
+
+    def slowly(batch: Batch) -> torch.Tensor | None:
+        time.sleep(0.005)  # the toy model's answers could be over before the next request is read
+        return run(batch)
+
+    monkeypatch.setattr(engine._runner, "run", slowly)
     running = chat(n=4, max_tokens=400, ignore_eos=True, stream=True)
     with http.stream("POST", f"{ROOT}/medgemma/chat/completions", json=running) as other:
-        next(other.iter_lines())
+        lines = other.iter_lines()  # kept: an iterator that is dropped closes the connection
+        next(lines)
         answer = predict(http, chat(n=4, max_tokens=400, ignore_eos=True))
 
     assert answer.status_code == 429
