@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from medport_local.engine import vectors
-from medport_local.engine.loading import DtypeRule, Siglip
+from medport_local.engine.loading import SMALL_PARAMETERS, DtypeRule, Siglip
 from medport_local.engine.packing import by_rows, pack
 from medport_local.engine.vectors import PixelValues
 
@@ -26,8 +26,6 @@ Probe: TypeAlias = "Callable[[Siglip], Tensor]"
 
 LEAST_COSINE = 0.9999
 """Below it a bfloat16 vector is no longer taken for the float32 one."""
-SMALL_PARAMETERS = 200_000_000
-"""A model below it keeps the dtype that it was loaded in: it is fast enough in any."""
 
 _TEXTS = ("a red circle on white paper", "three short lines", "noise", "a dark square to the left of a bright one")
 

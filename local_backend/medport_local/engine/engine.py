@@ -113,8 +113,8 @@ class TorchEngine:
             decoder,
             cache,
             lambda sequence: self._memory.lease(sequence.id),
-            reuse_bytes=self.limits.reuse_bytes,
-            group_bytes=self.footprint.shared_bytes,
+            shared_bytes=self.footprint.shared_bytes,
+            reuses=self.limits.reuse_bytes > 0,
             stall_s=self.limits.stall_ms / 1000,
             adapters=adapters,
         )

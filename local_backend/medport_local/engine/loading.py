@@ -53,7 +53,8 @@ __all__ = ["Cache", "Gemma", "Siglip", "load_gemma", "load_siglip", "new_cache",
 
 DtypeRule = Literal["auto", "float32", "bfloat16"]
 
-_SMALL_PARAMETERS = 200_000_000
+SMALL_PARAMETERS = 200_000_000
+"""A model below it is fast enough in float32, and gains nothing from several threads."""
 _GENERATION = "generation_config.json"
 # What transformers reads of a snapshot, beside the weights.
 _CONFIGURATION = (
@@ -239,7 +240,7 @@ def _load(
 
 def _dtype(model: Any, rule: DtypeRule) -> torch.dtype:
     if rule == "auto":
-        rule = "float32" if model.num_parameters() < _SMALL_PARAMETERS else "bfloat16"
+        rule = "float32" if model.num_parameters() < SMALL_PARAMETERS else "bfloat16"
     return torch.float32 if rule == "float32" else torch.bfloat16
 
 
@@ -255,7 +256,7 @@ def _buffer(module: nn.Module, name: str, empty: Tensor) -> Tensor:
 
 
 def _is_small(model: Any, device: torch.device) -> bool:
-    return bool(device.type == "cpu" and model.num_parameters() < _SMALL_PARAMETERS)
+    return bool(device.type == "cpu" and model.num_parameters() < SMALL_PARAMETERS)
 
 
 def _image_codec(processor_class: Any, folder: str) -> ImageCodec:

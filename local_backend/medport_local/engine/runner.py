@@ -65,8 +65,8 @@ class Runner:
         decoder: over its parameters.
         cache: where keys and values are.
         lease: says which part of it a sequence owns.
-        reuse_bytes: for image features and prompt prefixes that outlive their requests; 0 keeps nothing of them.
-        group_bytes: for prefixes that the sequences of one request share while it runs.
+        shared_bytes: for image features and prompt prefixes that several sequences use.
+        reuses: whether they may outlive their requests; if not, the sequences of one request share them.
         stall_s: how long the vision tower works at once.
         adapters: by name.
     """
@@ -78,8 +78,8 @@ class Runner:
         cache: KvCache,
         lease: Callable[[Sequence], Lease],
         *,
-        reuse_bytes: int = 0,
-        group_bytes: int = 0,
+        shared_bytes: int = 0,
+        reuses: bool = False,
         stall_s: float = 0.2,
         adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
@@ -90,8 +90,8 @@ class Runner:
         self._adapters = dict(adapters or {})
         self._vision = Vision(gemma.model.model) if gemma.images is not None else None
         self._states: dict[int, _State] = {}
-        self._reuses = reuse_bytes > 0
-        self._budget = Budget(reuse_bytes or group_bytes)
+        self._reuses = reuses
+        self._budget = Budget(shared_bytes)
         self._features: ByteLru[tuple[str, bytes], Tensor] = ByteLru(self._budget, max_idle_s=MAX_IDLE_S)
         self._prefixes: Prefixes[_Beginning] = Prefixes(self._budget, window=cache.window, max_idle_s=MAX_IDLE_S)
         self.image_hits = 0
