@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,7 +15,7 @@ from medport_local.engine.adapters import Adapter, Target, check_name, load_adap
 from medport_local.engine.decoder import Decoder
 from medport_local.engine.embedder import Embedder, EmbedderLimits
 from medport_local.engine.engine import Engine, EngineLimits, TorchEngine
-from medport_local.engine.loading import DtypeRule, Gemma, load_gemma, load_siglip
+from medport_local.engine.loading import DtypeRule, Gemma, load_codecs, load_gemma, load_siglip
 from medport_local.snapshot import Snapshot
 from medport_local.standing import Room, Standing, device_name, dtype_name, weights_bytes
 
@@ -127,16 +127,16 @@ def _open_siglip(snapshot: Snapshot, options: ModelOptions, limits: EmbedderLimi
 
 def _open_vllm(snapshot: Snapshot, options: ModelOptions, limits: EngineLimits) -> Opened:
     from medport_local.engine import vllm_gate
-    from medport_local.engine.vllm_opening import open_vllm, place_of
+    from medport_local.engine.vllm_opening import check_weights, open_vllm, place_of
 
     state = options.engine_state
     assert state is not None
     dtype: Literal["float32", "bfloat16"] = "bfloat16" if options.dtype == "auto" else options.dtype
-    place = place_of(limits, dtype)
     # Before anything is loaded: a refusal should not cost minutes.
+    check_weights(snapshot)
+    place = place_of(limits, dtype)
     vllm_gate.require(snapshot, state, place)
-    codecs = replace(load_gemma(snapshot, device="cpu", dtype=options.dtype), model=None)
-    engine = open_vllm(codecs, snapshot, state=state, limits=limits, dtype=dtype)
+    engine = open_vllm(load_codecs(snapshot), snapshot, state=state, limits=limits, dtype=dtype)
     kind, _, name = place.device.partition(" ")
     standing = Standing(
         model_id=snapshot.model_id,

@@ -22,7 +22,7 @@ from medport.errors import ConfigError, InputError, VerificationError
 from medport_local.engine.adapter_config import CONFIG, MERGE, AdapterConfig, ends_with, parse_config
 from medport_local.engine.lora import Adapter, Pair, Side, of_rows
 from medport_local.safetensors_header import LENGTH_BYTES, header_bytes, parse
-from medport_local.snapshot import digest_of
+from medport_local.snapshot import INT8_SUFFIX, digest_of
 from medport_local.snapshot_file import NO_LINKS, read_whole, refuse
 
 __all__ = ["Adapter", "Side", "Target", "check_name", "load_adapter", "of_rows", "parse_model"]
@@ -258,4 +258,4 @@ def _fits(base: str | None, model_id: str) -> bool | None:
     """Whether two names of a model say the same; a path counts by its last part."""
     if base is None or "unidentified" in model_id:
         return None
-    return base.rstrip("/").rpartition("/")[2] == model_id.rpartition("/")[2]
+    return base.rstrip("/").rpartition("/")[2] == model_id.removesuffix(INT8_SUFFIX).rpartition("/")[2]

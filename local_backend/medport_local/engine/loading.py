@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +49,7 @@ except IMPORT_FAULTS:
     check_torchvision()
     raise
 
-__all__ = ["Cache", "Gemma", "Siglip", "load_gemma", "load_siglip", "new_cache", "use_one_thread"]
+__all__ = ["Cache", "Gemma", "Siglip", "load_codecs", "load_gemma", "load_siglip", "new_cache", "use_one_thread"]
 
 DtypeRule = Literal["auto", "float32", "bfloat16"]
 
@@ -78,6 +78,7 @@ class Gemma:
     """A MedGemma ready to run."""
 
     model: Any
+    """``None`` where only the codecs were loaded."""
     text: TextCodec
     images: ImageCodec | None
     """``None`` for a text-only model."""
@@ -142,11 +143,25 @@ def load_gemma(snapshot: Snapshot, *, device: str | None = None, dtype: DtypeRul
         ConfigError: there is no such device.
     """
     where = devices.choose(device)
-    config_class, model_class = (
-        (Gemma3Config, Gemma3ForConditionalGeneration)
-        if snapshot.takes_images
-        else (Gemma3TextConfig, Gemma3ForCausalLM)
-    )
+    codecs, config, generation = _gemma_codecs(snapshot, where)
+    model_class = Gemma3ForConditionalGeneration if snapshot.takes_images else Gemma3ForCausalLM
+    model, int8 = _load(model_class, config, snapshot, where, dtype)
+    model.generation_config = generation
+    return replace(codecs, model=model, int8=int8)
+
+
+@_quiet()
+def load_codecs(snapshot: Snapshot) -> Gemma:
+    """What stands around a MedGemma's weights, without them: ``model`` is ``None``.
+
+    Raises:
+        VerificationError: a file changed meanwhile, or there is no chat template.
+    """
+    return _gemma_codecs(snapshot, torch.device("cpu"))[0]
+
+
+def _gemma_codecs(snapshot: Snapshot, device: torch.device) -> tuple[Gemma, Any, GenerationConfig]:
+    config_class = Gemma3Config if snapshot.takes_images else Gemma3TextConfig
     with _configuration(snapshot) as folder:
         config: Any = config_class.from_pretrained(folder, local_files_only=True)
         tokenizer = GemmaTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -154,26 +169,23 @@ def load_gemma(snapshot: Snapshot, *, device: str | None = None, dtype: DtypeRul
         generation = (
             GenerationConfig.from_pretrained(folder, local_files_only=True)
             if _GENERATION in snapshot.files
-            else None
+            else GenerationConfig.from_model_config(config)
         )
     if not tokenizer.chat_template:
         raise VerificationError("the snapshot has no chat template", field="chat_template.jinja")
-    model, int8 = _load(model_class, config, snapshot, where, dtype)
-    if generation is not None:
-        model.generation_config = generation
-    eos = model.generation_config.eos_token_id
+    eos = generation.eos_token_id
     if eos is None:
         eos = config.eos_token_id
-    return Gemma(
-        model=model,
+    codecs = Gemma(
+        model=None,
         text=TextCodec(tokenizer),
         images=images,
         image_tokens=int(config.mm_tokens_per_image) if snapshot.takes_images else 0,
         image_token_id=int(config.image_token_id) if snapshot.takes_images else None,
         eos_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
-        device=where,
-        int8=int8,
+        device=device,
     )
+    return codecs, config, generation
 
 
 @_quiet()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medport.errors import ConfigError
 from medport_local.engine import vllm_gate
 from medport_local.engine.engine import EngineLimits
 from medport_local.engine.loading import Gemma
@@ -30,10 +31,12 @@ def open_vllm(
         state: the operator's directory of records, which ``verify_vllm`` writes.
 
     Raises:
-        ConfigError: there is no passing record, vLLM is not installed, or it cannot load the model.
+        ConfigError: there is no passing record, vLLM is not installed, the weights are int8, or it cannot load
+            the model.
         VerificationError: a file changed while vLLM was loading it.
     """
     limits = limits or EngineLimits()
+    check_weights(snapshot)
     vllm_gate.require(snapshot, state, place_of(limits, dtype))
     return VllmEngine(gemma, snapshot, limits=limits, dtype=dtype)
 
@@ -57,6 +60,7 @@ def verify_vllm(
         VerificationError: a file changed while vLLM was loading it.
     """
     limits = limits or EngineLimits()
+    check_weights(snapshot)
     verify = vllm_gate.verify_images if snapshot.takes_images else vllm_gate.verify_text
     engine = VllmEngine(gemma, snapshot, limits=limits, dtype=dtype)
     try:
@@ -65,6 +69,20 @@ def verify_vllm(
         engine.close()
     vllm_gate.write_record(state, snapshot, report)
     return report
+
+
+def check_weights(snapshot: Snapshot) -> None:
+    """Refuse weights in a form that vLLM would take for something else.
+
+    Raises:
+        ConfigError: they are int8 as ``quantise`` writes them.
+    """
+    if snapshot.int8:
+        raise ConfigError(
+            "vLLM cannot read medport's int8 weights",
+            field="engine",
+            remedy="serve them with --engine torch, or give vLLM the snapshot that they were made from",
+        )
 
 
 def place_of(limits: EngineLimits, dtype: VllmDtype) -> Place:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +382,14 @@ def test_another_base_is_told_and_not_refused(base: str | None, fits: bool | Non
     config = {**settings(), "base_model_name_or_path": base}
 
     assert load_adapter(write(tmp_path / "chest", config, tensors()), TARGET).fits_base is fits
+
+
+def test_int8_weights_of_the_base_are_the_base(tmp_path: Path) -> None:
+    target = replace(TARGET, model_id=f"{TARGET.model_id} int8")
+
+    adapter = load_adapter(write(tmp_path / "chest", settings(), tensors()), target)
+
+    assert adapter.fits_base is True
 
 
 def test_name_can_be_another_than_the_directorys(folder: Path) -> None:

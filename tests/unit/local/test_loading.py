@@ -22,7 +22,7 @@ from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Sigl
 
 from medport.errors import ConfigError, VerificationError
 from medport_local.engine import loading
-from medport_local.engine.loading import load_gemma, load_siglip
+from medport_local.engine.loading import load_codecs, load_gemma, load_siglip
 from medport_local.engine.torchvision_check import check_torchvision
 from medport_local.engine.weights import read_shards
 from medport_local.phantom import weights_dir
@@ -85,6 +85,23 @@ def test_phantom_gemma_gives_the_logits_of_transformers(dtype: str) -> None:
 
     assert torch.equal(gemma_logits(ours.model, images=True), gemma_logits(theirs, images=True))
     assert ours.model.dtype == ours.model.config.dtype == getattr(torch, dtype)
+
+
+def test_codecs_alone_are_those_of_the_whole_model_and_read_no_weights(phantom: Path) -> None:
+    snapshot = open_snapshot(phantom)
+    whole = load_gemma(snapshot)
+    for shard in snapshot.shards:
+        (phantom / shard).unlink()
+
+    codecs = load_codecs(snapshot)
+
+    assert codecs.model is None
+    assert (codecs.eos_ids, codecs.image_token_id, codecs.image_tokens) == (
+        whole.eos_ids,
+        whole.image_token_id,
+        whole.image_tokens,
+    )
+    assert codecs.text.encode("Any finding?") == whole.text.encode("Any finding?")
 
 
 def test_text_gemma_gives_the_logits_of_transformers(text_gemma_folder: Path) -> None:

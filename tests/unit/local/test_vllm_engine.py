@@ -45,7 +45,7 @@ from medport_local.engine.scoring import Scorer
 from medport_local.engine.sequence import Event, GenerationRequest, Sampling, TokenLogprob
 from medport_local.engine.vllm_engine import VllmEngine
 from medport_local.engine.vllm_gate import GateReport, Place, Score
-from medport_local.engine.vllm_opening import open_vllm, place_of
+from medport_local.engine.vllm_opening import open_vllm, place_of, verify_vllm
 from medport_local.engine.vllm_tickets import Ticket, Tickets
 from medport_local.engine.vllm_weights import unchanged
 from medport_local.snapshot import Snapshot, open_snapshot
@@ -607,6 +607,16 @@ def test_missing_package_is_named_with_its_extra(gemma: Gemma, gemma_snapshot: S
 
         assert "vllm" in refused.value.message
         assert "medport[vllm]" in (refused.value.remedy or "")
+
+
+def test_int8_weights_are_refused_before_vllm_is_looked_for(
+    gemma: Gemma, gemma_snapshot: Snapshot, tmp_path: Path
+) -> None:
+    snapshot = replace(gemma_snapshot, int8=True)
+
+    for attempt in (open_vllm, verify_vllm):
+        with pytest.raises(ConfigError, match="int8"):
+            attempt(gemma, snapshot, state=tmp_path)
 
 
 def test_package_that_does_not_fit_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
