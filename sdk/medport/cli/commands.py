@@ -49,6 +49,9 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="Same seed, same text, on the same backend.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     thinking: Annotated[bool, typer.Option("--thinking", help="Ask the model to think first.")] = False,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A LoRA adapter that the server has beside the model.")
+    ] = None,
     stream: Annotated[
         bool | None,
         typer.Option("--stream/--no-stream", help="Print as it is written; the default on a terminal."),
@@ -60,7 +63,8 @@ def chat(
     """Ask MedGemma about text and images."""
     options: dict[str, Any] = {
         "system": system, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
-        "seed": seed, "stop": stop, "thinking": thinking or None, "wait_until_ready": wait_until_ready,
+        "seed": seed, "stop": stop, "thinking": thinking or None, "adapter": adapter,
+        "wait_until_ready": wait_until_ready,
     }  # fmt: skip
     given = {key: value for key, value in options.items() if value is not None and value != []}
     chosen = cast(ChatOptions, given)

@@ -42,6 +42,8 @@ class ChatOptions(TypedDict, total=False):
     """The answer ends before any of these, at most 16."""
     thinking: bool
     """Ask the model to think first. Models that cannot, answer at once."""
+    adapter: str
+    """A LoRA adapter that a medport server has beside the model, by its name; see its ``/v1/models``."""
     wait_until_ready: float
     """Seconds to wait for a cold endpoint."""
     timeout_s: float
@@ -58,9 +60,10 @@ def call(prompt: Prompt, images: Images, options: ChatOptions, *, stream: bool) 
     sampling = _sampling(options)
     messages = _messages(prompt, as_list(images), options)
     chosen = {k: v for k, v in sampling.model_dump().items() if k in options or k in ("max_tokens", "temperature")}
-    request = {"messages": messages, **chosen}
+    named = _named(options)
+    request = {"messages": messages, **named, **chosen}
     if stream:
-        request |= {"model": "", "stream": True, "stream_options": {"include_usage": True}}
+        request |= {"model": "", **named, "stream": True, "stream_options": {"include_usage": True}}
         body = _json(request)
     else:
         body = _json({"instances": [{"@requestFormat": wire.REQUEST_FORMAT, **request}]})
@@ -82,6 +85,13 @@ def _sampling(options: ChatOptions) -> wire.Sampling:
         if type(values.get(key)) is int:
             values[key] = float(values[key])
     return checked(wire.Sampling, values)
+
+
+def _named(options: ChatOptions) -> dict[str, str]:
+    """The model by its name, which only an adapter needs: an endpoint serves one model."""
+    if (adapter := options.get("adapter")) is None:
+        return {}
+    return {"model": f"medgemma+{text(adapter, 'adapter')}"}
 
 
 def _check_seconds(value: object, field: str) -> None:

@@ -27,6 +27,8 @@ from support.lora import write_adapter
 from support.polling import wait_until
 from support.running import LoopThread
 
+import medport
+from medport.errors import NotFound
 from medport_local.app import Settings
 from medport_local.engine.engine import EngineLimits
 from medport_local.engine.scheduler import Batch
@@ -337,6 +339,30 @@ def test_adapter_that_is_not_there_is_not_found_and_the_others_are_named(http: h
     assert answer.status_code == 404
     assert "medgemma+chest, medgemma+skin" in answer.text
     assert "brain" not in answer.text
+
+
+def test_client_names_an_adapter_whole_and_streamed(place: Place, secrets: tuple[Path, dict[str, str]]) -> None:
+    with (
+        medport.Client(backend="local", url=place.server.url, api_key=secrets[1]["alpha"]) as client,
+        place.requests() as seen,
+    ):
+        whole = client.chat("hello", adapter="chest", max_tokens=4)
+        with client.chat_stream("hello", adapter="chest", max_tokens=4) as stream:
+            list(stream)
+            streamed = stream.result
+
+    assert [request.adapter for request in seen] == ["chest", "chest"]
+    assert whole.text == streamed.text
+
+
+def test_client_tells_that_an_adapter_is_not_there(place: Place, secrets: tuple[Path, dict[str, str]]) -> None:
+    with (
+        medport.Client(backend="local", url=place.server.url, api_key=secrets[1]["alpha"]) as client,
+        pytest.raises(NotFound) as refused,
+    ):
+        client.chat("hello", adapter="brain")
+
+    assert refused.value.field == "model"
 
 
 def test_what_is_no_name_of_an_adapter_is_the_callers_fault(http: httpx.Client) -> None:
