@@ -47,18 +47,30 @@ def gcs_emulator(*buckets: str) -> Iterator[Emulator]:
 
     Tests that want it used set ``STORAGE_EMULATOR_HOST`` to its ``url``.
     """
+    server = FakeGCSServer()
+    with _variable_kept():
+        server.start()
+    emulator = Emulator(server.url)
+    try:
+        for bucket in buckets:
+            emulator.make_bucket(bucket)
+        yield emulator
+    finally:
+        emulator.close()
+        process = server._process
+        if process is not None and process.stderr is not None:
+            process.stderr.close()  # the wrapper leaves it open
+        with _variable_kept():
+            server.stop()
+
+
+@contextmanager
+def _variable_kept() -> Iterator[None]:
+    """The wrapper sets and unsets the variable of the whole process, where another emulator's may stand."""
     before = os.environ.get(_VARIABLE)
-    with FakeGCSServer() as server:
-        os.environ.pop(_VARIABLE)  # set by the wrapper, for all tests after this one too
+    try:
+        yield
+    finally:
+        os.environ.pop(_VARIABLE, None)
         if before is not None:
             os.environ[_VARIABLE] = before
-        emulator = Emulator(server.url)
-        try:
-            for bucket in buckets:
-                emulator.make_bucket(bucket)
-            yield emulator
-        finally:
-            emulator.close()
-            process = server._process
-            if process is not None and process.stderr is not None:
-                process.stderr.close()  # the wrapper leaves it open
