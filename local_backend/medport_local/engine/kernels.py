@@ -7,23 +7,32 @@ as the left operand reaches most of it, without a packed copy. Measured by ``tes
 
 from __future__ import annotations
 
-import math
+import logging
+from functools import cache
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 FEW_ROWS = 32
 """Up to so many rows the weight goes to the left; above, ``linear`` has enough to compute with."""
-MANY_ROWS = 256
+MANY_ROWS = 32
 """Above it a product of int8 widens its weight: the rows that share the work are enough."""
-_LEFT_ROWS = 64
-"""Up to so many rows a weight of int8 goes to the left."""
+_FUSED_ROWS = 4
+"""torch's own product of bfloat16 and int8 takes so many at once, and unpacks the weight again for the next."""
+_FUSED_WORK = 12 * 2**20
+"""Up to so many multiplications it is the fastest, as it is one call."""
+_FUSED_COLUMNS = 64
+"""What the columns of that product must be a multiple of: it reads so many bytes at once."""
 _BLOCK_ROWS = 8192
 """Of a head's weight at once: its logits are turned and widened while they are in the cache."""
 _LEVELS = 127 * 256
 """The largest integer that a row becomes; its high byte is 127."""
+_ROUNDING = 1.5 * 2.0**23
+"""Added to a float32 of 16 bits, it leaves the nearest integer in the low bits."""
 _TINY = 1e-30
 _MOST_COLUMNS = 2**17
 """So many products of two bytes fit into the 32 bits of their sum."""
@@ -135,9 +144,10 @@ class Workspace:
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     count = len(x)
-    largest = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True, dtype=torch.float32)
-    step = largest.clamp_min_(_TINY).div_(_LEVELS)  # [rows, 1]
-    whole = (x / step).round_().to(torch.int16)
+    wide = x.float().contiguous()
+    # torch's norm of many rows takes ten times as long.
+    step = wide.abs().amax(dim=-1, keepdim=True).clamp_min_(_TINY).div_(_LEVELS)  # [rows, 1]
+    whole = (wide / step).add_(_ROUNDING).view(torch.int32)
     parts = torch.empty(2 * count, x.shape[1], dtype=torch.int8, device=x.device)
     parts[count:] = whole  # the low byte, as a number of -128 … 127
     parts[:count] = whole.add_(128).bitwise_right_shift_(8)
@@ -147,15 +157,23 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
 class Int8:
     """A weight of int8 with one scale for each output row; activations keep their precision.
 
-    Each row of ``x`` is taken as integers of 16 bits, in two rows of int8 (``Workspace.halves``). One product of
-    integers takes both, and the scales come afterwards. To a product that is bound by the bytes of the weight the
-    second row is free. The sums are exact, so a row's result is the same whatever stands beside it. For a long
-    chunk the weight is widened to the dtype of ``x`` instead, once for all its rows; so it is where torch has no
-    fast product of integers.
+    There are three forms, each where it is the fastest:
+
+    - Little work in bfloat16: torch's product of bfloat16 and int8, which sums in float32.
+    - Few rows otherwise: each row of ``x`` is taken as integers of 16 bits, in two rows of int8
+      (``Workspace.halves``). One product of integers takes both, and the scales come afterwards. To a product that
+      is bound by the bytes of the weight the second row is free. The sums are exact.
+    - Many rows, or no fast product of integers: the weight is widened to the dtype of ``x``, block by block, once
+      for all rows.
+
+    A row's result in the first two forms is the same to the bit whatever stands beside it. The form follows from
+    the number of rows, so in bfloat16 a row may be rounded otherwise alone than among others; in float32 it is the
+    same up to ``MANY_ROWS`` rows.
 
     Args:
         weight: int8 ``[out, in]``.
-        scale: float32 ``[out]``; ``weight * scale`` is what the full weight was.
+        scale: float32 ``[out]``; ``weight * scale`` is what the full weight was. Numbers that bfloat16 has, as
+            ``quantise`` makes them, allow the first form and a faster third.
         workspace: that of the model; one of its own if none.
     """
 
@@ -169,6 +187,11 @@ class Int8:
         fast: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         # For a single column torch 2.13 gives memory that nobody wrote to.
         self._integers = weight.device.type == "cpu" and fast and weight.shape[1] > 1
+        short = scale.to(torch.bfloat16)
+        self._short = short if bool((short.float() == scale).all()) else None
+        aligned = weight.shape[1] % _FUSED_COLUMNS == 0 and weight.is_contiguous()
+        # The scales of torch's own product, where it is used.
+        self._fused = self._short if weight.device.type == "cpu" and aligned and _fused_works() else None
 
     @property
     def nbytes(self) -> int:
@@ -178,9 +201,13 @@ class Int8:
         return (self.weight[ids] * self.scale[ids, None]).to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self._integers or len(x) > MANY_ROWS:
+        count = len(x)
+        little = count <= _FUSED_ROWS and count * self.weight.numel() <= _FUSED_WORK
+        if little and self._fused is not None and x.dtype == torch.bfloat16:
+            return torch._weight_int8pack_mm(x.contiguous(), self.weight, self._fused)
+        if not self._integers or count > MANY_ROWS:
             return self._widened(x)
-        return self._into(x.new_empty(len(x), len(self.weight)), x)
+        return self._into(x.new_empty(len(self.weight), count).t(), x)
 
     def logits(self, x: Tensor) -> Tensor:
         if not self._integers or len(x) > MANY_ROWS:
@@ -188,22 +215,15 @@ class Int8:
         return self._into(torch.empty(len(x), len(self.weight)), x)
 
     def _into(self, y: Tensor, x: Tensor) -> Tensor:
-        """The product of integers, written to ``y`` in its dtype."""
+        """The product of integers, written to ``y`` in its dtype and layout."""
         parts, step = self._workspace.halves(x)
         count = len(x)
-        left = count <= _LEFT_ROWS
         columns, across = parts.t(), step.t()
         for first in range(0, len(self.weight), _BLOCK_ROWS):
-            block = self.weight[first : first + _BLOCK_ROWS]
-            scale = self.scale[first : first + _BLOCK_ROWS]
-            if left:
-                product = torch._int_mm(block, columns)  # int32 [out, 2 * rows]
-                whole = torch.add(product[:, count:], product[:, :count].float(), alpha=256.0)
-                y[:, first : first + _BLOCK_ROWS] = whole.mul_(scale[:, None]).mul_(across).t()
-            else:
-                product = torch._int_mm(parts, block.t())  # int32 [2 * rows, out]
-                whole = torch.add(product[count:], product[:count].float(), alpha=256.0)
-                y[:, first : first + _BLOCK_ROWS] = whole.mul_(scale).mul_(step)
+            block = slice(first, first + _BLOCK_ROWS)
+            product = torch._int_mm(self.weight[block], columns)  # int32 [out, 2 * rows]
+            whole = torch.add(product[:, count:], product[:, :count].float(), alpha=256.0).mul_(across)
+            torch.mul(whole, self.scale[block, None], out=y[:, block].t())
         return y
 
     def _widened(self, x: Tensor) -> Tensor:
@@ -211,12 +231,30 @@ class Int8:
             return (F.linear(x, self.weight.to(x.dtype)) * self.scale).to(x.dtype)
         out, columns = self.weight.shape
         y = x.new_empty(len(x), out)
+        scale = self._short if self._short is not None and x.dtype == torch.bfloat16 else self.scale
         size = max(1, _BLOCK_BYTES // (columns * x.dtype.itemsize))
         for first in range(0, out, size):
-            block = self.weight[first : first + size]
-            wide = self._workspace.scratch(len(block), columns, x.dtype).copy_(block)
-            y[:, first : first + size] = F.linear(x, wide) * self.scale[first : first + size]
+            block = slice(first, first + size)
+            weight = self.weight[block]
+            wide = self._workspace.scratch(len(weight), columns, x.dtype).copy_(weight)
+            torch.mul(F.linear(x, wide), scale[block], out=y[:, block])
         return y
+
+
+@cache
+def _fused_works() -> bool:
+    """Whether torch's product of bfloat16 and int8 is vectorised here, and computes what it is taken for."""
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return False
+    weight = torch.arange(-120, 136, 2, dtype=torch.int16).clamp(-127, 127).to(torch.int8).view(2, _FUSED_COLUMNS)
+    x = torch.linspace(-3, 3, 2 * _FUSED_COLUMNS, dtype=torch.bfloat16).view(2, _FUSED_COLUMNS)
+    scale = torch.tensor([0.5, 0.25], dtype=torch.bfloat16)
+    try:
+        found = torch._weight_int8pack_mm(x, weight, scale)
+    except (RuntimeError, AttributeError, NotImplementedError, TypeError) as fault:
+        logger.info("int8 weights have no product of their own here: %s", type(fault).__name__)
+        return False
+    return torch.allclose(found.float(), x.float() @ weight.float().t() * scale.float(), rtol=2**-7, atol=0.1)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -103,10 +103,15 @@ def quantise(
 def rows_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """``[out, in]`` → int8 ``[out, in]`` in -127 … 127, and float32 ``[out]``, what one step of a row is worth.
 
-    ``weight`` and ``int8 * scale`` differ by half a scale at most. A row of zeros gets the scale 1.
+    ``weight`` and ``int8 * scale`` differ by half a scale at most. A row of zeros gets the scale 1. A scale is a
+    number that bfloat16 has too, as the fast forms of ``kernels.Int8`` need it, unless it is below the smallest
+    normal one.
     """
     wide = weight.float()
-    scale = wide.abs().amax(dim=1) / _LEVELS
+    exact = wide.abs().amax(dim=1) / _LEVELS
+    # 1/256 off at most, so the largest of a row is 127.5 steps at most, and stays within half a step of 127.
+    short = exact.to(torch.bfloat16).float()
+    scale = torch.where(exact >= torch.finfo(torch.bfloat16).tiny, short, exact)
     scale = torch.where(scale > 0, scale, 1.0)
     return (wide / scale[:, None]).round().clamp(-_LEVELS, _LEVELS).to(torch.int8), scale
 

@@ -119,6 +119,7 @@ def test_each_weight_is_met_to_half_a_step_of_its_row(dtype: torch.dtype) -> Non
     assert (gap <= scale[:, None] * 0.5001).all()
     assert int8.abs().amax(1).tolist() == [127] * 7 + [0] + [127] * 32
     assert scale[7] == 1
+    assert torch.equal(scale.bfloat16().float(), scale)
 
 
 def test_the_linears_and_the_embedding_become_int8_and_all_else_stays(phantom: Snapshot, made: Quantised) -> None:
