@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +16,10 @@ from medport_local.snapshot import Snapshot, open_snapshot
 
 # The phantom is too small to gain from several threads, and loses to their barriers.
 torch.set_num_threads(1)
+
+# Read while tests are collected: afterwards no setting of whoever runs them is there.
+DEVICE = os.environ.get("MEDPORT_TEST_DEVICE", "cpu")
+"""Where the engines run; the reference runs there too."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ ENGINES: Mapping[str, EngineLimits] = {
 @pytest.fixture(scope="session")
 def phantom_gemma() -> tuple[Gemma, Snapshot]:
     snapshot = open_snapshot(phantom.weights_dir("medgemma"))
-    return load_gemma(snapshot), snapshot
+    return load_gemma(snapshot, device=DEVICE), snapshot
 
 
 @pytest.fixture(params=ENGINES, scope="session")

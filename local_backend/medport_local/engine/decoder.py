@@ -9,7 +9,7 @@ Source: Gemma 3 Technical Report (2025); transformers, ``modeling_gemma3``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -65,7 +65,9 @@ class Side(Protocol):
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class _Layer:
+class Layer:
+    """The parameters of one layer, and what they are multiplied with."""
+
     def __init__(
         self,
         index: int,
@@ -78,6 +80,7 @@ class _Layer:
     ) -> None:
         self.index = index
         self.sliding = sliding
+        self._heads, self._kv_heads, self._head_dim = heads, kv_heads, module.self_attn.head_dim
         attention, mlp = module.self_attn, module.mlp
         self.linears = {
             name: linear(f"layers.{index}.{name}", getattr(owner, name))
@@ -95,8 +98,48 @@ class _Layer:
                 _factor(attention.k_norm).expand(kv_heads, -1),
             ]
         )
-        gate, up = self.linears["gate_proj"], self.linears["up_proj"]
-        self.gate_up = joined(gate, up) if isinstance(gate, Dense) and isinstance(up, Dense) else None
+        self.gate_up = _joined(self.linears, ("gate_proj", "up_proj"))
+        self._qkv = _joined(self.linears, ("q_proj", "k_proj", "v_proj"))
+
+    def qkv_of(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[rows, hidden]`` → queries, keys and values, ``[rows, …]``; their rows may lie apart."""
+        sizes = [self._heads * self._head_dim, *[self._kv_heads * self._head_dim] * 2]
+        if self._qkv is not None:
+            q, k, v = self._qkv(h).split(sizes, dim=1)  # type: ignore[no-untyped-call]
+        else:
+            q, k, v = (self.linears[name](h).contiguous() for name in ("q_proj", "k_proj", "v_proj"))
+        return q, k, v
+
+    def gate_up_of(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """``[rows, hidden]`` → gate and up, ``[rows, intermediate]``; their rows may lie apart."""
+        if self.gate_up is None:
+            return self.linears["gate_proj"](h).contiguous(), self.linears["up_proj"](h).contiguous()
+        gate, up = self.gate_up(h).chunk(2, dim=1)
+        return gate, up
+
+
+def _joined(linears: Mapping[str, Linear], names: Sequence[str]) -> Dense | None:
+    """Products as one, where all are dense and their weights lie behind each other."""
+    found: Dense | None = None
+    for name in names:
+        linear = linears[name]
+        if not isinstance(linear, Dense):
+            return None
+        if name == names[0]:
+            found = linear
+        elif found is not None:
+            found = joined(found, linear)
+    return found
+
+
+def lie_together(modules: Sequence[Any]) -> None:
+    """Put the weights of linear modules behind each other in memory, so that their products can be one."""
+    whole = torch.cat([module.weight for module in modules])
+    first = 0
+    for module in modules:
+        last = first + len(module.weight)
+        module.weight.data = whole[first:last]
+        first = last
 
 
 def _factor(norm: Any) -> Tensor:
@@ -144,9 +187,13 @@ class Decoder:
         self._device: torch.device = text_model.norm.weight.device
         self._dtype: torch.dtype = text_model.norm.weight.dtype
         self._embed_scale: Tensor = embedding.embed_scale.to(self._dtype)
-        self._eps: float = config.rms_norm_eps
-        self._layers = [
-            _Layer(
+        self.eps: float = config.rms_norm_eps
+        if self._device.type == "cuda" and linear is plain:
+            for module in text_model.layers:
+                lie_together([getattr(module.self_attn, name) for name in LINEARS[:3]])
+                lie_together([getattr(module.mlp, name) for name in LINEARS[4:6]])
+        self.layers = [
+            Layer(
                 i,
                 module,
                 linear,
@@ -156,8 +203,8 @@ class Decoder:
             )
             for i, module in enumerate(text_model.layers)
         ]
-        self._norm = _factor(text_model.norm)
-        self._head = linear("lm_head", head)
+        self.norm = _factor(text_model.norm)
+        self.head = linear("lm_head", head)
         rotary = text_model.rotary_emb
         self._rotary: dict[bool, tuple[Tensor, float]] = {
             kind == "sliding_attention": (
@@ -187,7 +234,7 @@ class Decoder:
     @property
     def step_bytes(self) -> int:
         """Bytes of weights that one step reads."""
-        return self._head.nbytes + sum(each.nbytes for layer in self._layers for each in layer.linears.values())
+        return self.head.nbytes + sum(each.nbytes for layer in self.layers for each in layer.linears.values())
 
     def embed(self, ids: Tensor) -> Tensor:
         """int64 ``[rows]`` → ``[rows, hidden]``."""
@@ -202,19 +249,19 @@ class Decoder:
             attend: keeps the rows' keys and values, and attends.
             side: adds what adapters say.
         """
-        turns = {sliding: self._turn(sliding, positions, x.dtype) for sliding in self._rotary}
-        for layer in self._layers:
+        turns = self.turns(positions, x.dtype)
+        for layer in self.layers:
             x = self._block(layer, x, turns[layer.sliding], attend, side)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 ``[rows, vocabulary]`` for ``forward``'s rows."""
-        return self._head.logits(rms_norm(hidden, self._norm, self._eps))
+        return self.head.logits(rms_norm(hidden, self.norm, self.eps))
 
     def _block(
-        self, layer: _Layer, x: Tensor, turn: tuple[Tensor, Tensor], attend: Attend, side: Side | None
+        self, layer: Layer, x: Tensor, turn: tuple[Tensor, Tensor], attend: Attend, side: Side | None
     ) -> Tensor:
-        shape, eps = self.shape, self._eps
+        shape, eps = self.shape, self.eps
 
         def times(name: str, x: Tensor) -> Tensor:
             y = layer.linears[name](x)
@@ -232,12 +279,15 @@ class Decoder:
         if layer.gate_up is None or side is not None:
             gate, up = times("gate_proj", h), times("up_proj", h)
         else:
-            gate, up = layer.gate_up(h).chunk(2, dim=1)
+            gate, up = layer.gate_up_of(h)
         gated = F.gelu(gate, approximate="tanh") * up
         return x + rms_norm(times("down_proj", gated), layer.after_mlp, eps)
 
+    def turns(self, positions: Tensor, dtype: torch.dtype) -> dict[bool, tuple[Tensor, Tensor]]:
+        """Cosines and signed sines, each ``[rows, 1, head_dim]``; those of sliding layers by ``True``."""
+        return {sliding: self._turn(sliding, positions, dtype) for sliding in self._rotary}
+
     def _turn(self, sliding: bool, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines, ``[rows, 1, head_dim]``."""
         frequencies, scaling = self._rotary[sliding]
         angles = positions[:, None].float() * frequencies  # [rows, head_dim / 2]
         cos, sin = angles.cos() * scaling, angles.sin() * scaling

@@ -118,6 +118,7 @@ class TorchEngine:
             stall_s=self.limits.stall_ms / 1000,
             adapters=adapters,
         )
+        self._runner.warm()
         self._sampler = Sampler(gemma.eos_ids)
         self._scheduler = Scheduler(
             self._memory,
@@ -239,10 +240,11 @@ class TorchEngine:
     def _step(self, batch: Batch) -> None:
         began = time.monotonic()
         batch, logits, faulty = self._run(batch)
-        seconds = time.monotonic() - began
         choices: list[Choice | MedportError] = []
         if logits is not None:
             choices = list(self._sampler.pick(logits, batch.sequences))
+        # Asked late: a card has done a step when its tokens are there.
+        seconds = time.monotonic() - began
         with self._changed:
             self._counts["steps"] += 1
             for sequence in faulty:

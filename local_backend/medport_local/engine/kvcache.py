@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medport_local.engine import segments
 from medport_local.engine.decoder import Attend, Shape, image_numbers
+from medport_local.engine.segments import SegmentedChunk
 
 if TYPE_CHECKING:
     from medport_local.engine.blocks import Lease
@@ -73,6 +75,7 @@ class KvCache:
         # Zeros, not whatever lies there: what a mask hides is multiplied by nought, and nought times NaN is NaN.
         self._rings = _zeros((2, sliding, slots, head[0], window, head[1]), dtype, device)
         self._arena = _zeros((2, len(shape.sliding) - sliding, head[0], tokens, head[1]), dtype, device)
+        self._segmented = segments.usable(shape, dtype, device)
         counts = {True: 0, False: 0}
         self._places: list[int] = []
         for kind in shape.sliding:
@@ -87,9 +90,28 @@ class KvCache:
     def device(self) -> torch.device:
         return self._arena.device
 
+    @property
+    def tokens(self) -> int:
+        """Of the arena."""
+        return self._arena.shape[3]
+
+    @property
+    def slots(self) -> int:
+        """Rings there are."""
+        return self._rings.shape[2]
+
+    @property
+    def slot_stride(self) -> int:
+        """Elements from a layer's ring of one slot to that of the next."""
+        return self._rings.stride(2)
+
     def ring(self, layer: int) -> Tensor:
         """``[2, slots, kv_heads, window, head_dim]`` of a sliding layer."""
         return self._rings[:, self._places[layer]]
+
+    def arena(self, layer: int) -> Tensor:
+        """``[2, kv_heads, tokens, head_dim]`` of a global layer, of all sequences."""
+        return self._arena[:, self._places[layer]]
 
     def run(self, layer: int, lease: Lease) -> Tensor:
         """``[2, kv_heads, tokens, head_dim]`` of a global layer."""
@@ -118,7 +140,8 @@ class KvCache:
         Args:
             blocks: the prompt's image blocks, whose tokens see each other both ways.
         """
-        return _Chunk(self, lease, start, end, blocks)
+        chunk = SegmentedChunk if self._segmented else MaskedChunk
+        return chunk(self, lease, start, end, blocks)
 
     def step(self, leases: Sequence[Lease], positions: Sequence[int]) -> Attend:
         """Attention for one row of each of several sequences, in the order of their slots."""
@@ -133,7 +156,9 @@ def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(size)
 
 
-class _Chunk:
+class MaskedChunk:
+    """What ``KvCache.chunk`` gives on any device."""
+
     def __init__(
         self, cache: KvCache, lease: Lease, start: int, end: int, blocks: Sequence[tuple[int, int]]
     ) -> None:

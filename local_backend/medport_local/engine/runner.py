@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medport_local.engine import devices, fused
 from medport_local.engine.blocks import Lease
 from medport_local.engine.decoder import Decoder
+from medport_local.engine.graphs import Graphs
 from medport_local.engine.kvcache import Kept, KvCache
 from medport_local.engine.loading import Gemma
 from medport_local.engine.lora import Adapter, Side, of_rows
@@ -94,8 +96,15 @@ class Runner:
         self._budget = Budget(shared_bytes)
         self._features: ByteLru[tuple[str, bytes], Tensor] = ByteLru(self._budget, max_idle_s=MAX_IDLE_S)
         self._prefixes: Prefixes[_Beginning] = Prefixes(self._budget, window=cache.window, max_idle_s=MAX_IDLE_S)
+        self._graphs = Graphs(decoder, cache, most_rows=cache.slots) if decoder.device.type == "cuda" else None
         self.image_hits = 0
         self.image_misses = 0
+
+    @torch.inference_mode()
+    def warm(self) -> None:
+        """Prepare the device for decode steps, before any sequence owns memory."""
+        if self._graphs is not None:
+            self._graphs.warm()
 
     @property
     def held(self) -> int:
@@ -147,12 +156,21 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor | None:
-        """One step.
+        """One step. A card may still be at work on the logits; a step without any is over when this returns, so
+        that whoever plans the next ones can time it.
 
         Returns:
             float32 ``[sequences, vocabulary]`` on the device for a decode step and for the chunk that ends a
             prompt; ``None`` for other chunks and for images.
         """
+        device = self._decoder.device
+        with devices.attention(device):
+            logits = self._step(batch)
+        if logits is None:
+            devices.wait(device)
+        return logits
+
+    def _step(self, batch: Batch) -> Tensor | None:
         if batch.phase == "decode":
             return self._decode(batch.sequences)
         (sequence,) = batch.sequences
@@ -187,17 +205,29 @@ class Runner:
         order = sorted(range(len(sequences)), key=lambda i: self._lease(sequences[i]).slot)
         rows = [sequences[i] for i in order]
         positions = [each.prompt_tokens + len(each.generated) - 1 for each in rows]
-        device = self._decoder.device
+        device, side = self._decoder.device, self._side(rows)
+        if self._graphs is not None and side is None:
+            logits = self._replay(sequences)
+            if logits is not None:
+                return logits
         hidden = self._decoder.forward(
             self._decoder.embed(torch.tensor([each.generated[-1] for each in rows], device=device)),
             torch.tensor(positions, device=device),
             self._cache.step([self._lease(each) for each in rows], positions),
-            self._side(rows),
+            side,
         )
         if order != list(range(len(order))):
             back = torch.tensor(order, device=device).argsort()
             hidden = hidden[back]
         return self._decoder.logits(hidden)
+
+    def _replay(self, sequences: Rows[Sequence]) -> Tensor | None:
+        assert self._graphs is not None
+        return self._graphs.run(
+            [each.generated[-1] for each in sequences],
+            [each.prompt_tokens + len(each.generated) - 1 for each in sequences],
+            [self._lease(each) for each in sequences],
+        )
 
     def _side(self, sequences: Rows[Sequence], rows: int = 1) -> Side | None:
         names = [each.request.adapter for each in sequences for _ in range(rows)]
@@ -231,12 +261,14 @@ class Runner:
     def _prefill(self, sequence: Sequence, start: int, end: int) -> Tensor | None:
         state, lease = self._states[sequence.id], self._lease(sequence)
         if start < end:
-            hidden = self._decoder.forward(
-                self._embedded(sequence, state, start, end),
-                torch.arange(start, end, device=self._decoder.device),
-                self._cache.chunk(lease, start, end, sequence.image_blocks),
-                self._side([sequence], end - start),
-            )
+            x = self._embedded(sequence, state, start, end)
+            positions = torch.arange(start, end, device=self._decoder.device)
+            attend = self._cache.chunk(lease, start, end, sequence.image_blocks)
+            side = self._side([sequence], end - start)
+            if side is None and self._graphs is not None and self._graphs.fused:
+                hidden = fused.forward(self._decoder, x, positions, attend)
+            else:
+                hidden = self._decoder.forward(x, positions, attend, side)
             last = hidden[-1:]
             self._keep(sequence, state, end, last)
         else:

@@ -15,6 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medport_local.engine import devices
+
+_CARD_AT_ONCE = 9
+"""Layers between two looks at the clock. A card is waited for at each, and then has nothing to do."""
+
 
 @dataclass(slots=True)
 class Unfinished:
@@ -33,6 +38,7 @@ class Vision:
         self._projector = model.multi_modal_projector
         weight = self._tower.post_layernorm.weight
         self._dtype, self._device = weight.dtype, weight.device
+        self._at_once = 1 if weight.device.type == "cpu" else _CARD_AT_ONCE
 
     def begin(self, pixels: npt.NDArray[np.float32]) -> Unfinished:
         """Take in an image, float32 ``[3, size, size]``."""
@@ -42,13 +48,18 @@ class Vision:
         return Unfinished(hidden.contiguous())
 
     def advance(self, image: Unfinished, seconds: float) -> Tensor | None:
-        """Work for about ``seconds``, at least one layer; gives ``[soft tokens, hidden]`` after the last."""
+        """Work for about ``seconds``; gives ``[soft tokens, hidden]`` after the last layer.
+
+        At least one layer is computed, on a card some.
+        """
         layers = self._tower.encoder.layers
         until = time.monotonic() + seconds
         while image.layer < len(layers):
             began = time.monotonic()
-            image.hidden = layers[image.layer](image.hidden, None)
-            image.layer += 1
+            for layer in layers[image.layer : image.layer + self._at_once]:
+                image.hidden = layer(image.hidden, None)
+                image.layer += 1
+            devices.wait(self._device)
             now = time.monotonic()
             if now + (now - began) > until and image.layer < len(layers):
                 return None
