@@ -29,9 +29,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from medport.errors import ConfigError
 from medport_local import safetensors_header
 from medport_local.model_identity import (
+    INT8_SUFFIX,
     KNOWN_MODELS,
     Family,
     KnownModel,
+    check_identity,
     holds_int8,
     identify,
     kind_of,
@@ -39,6 +41,7 @@ from medport_local.model_identity import (
 )
 from medport_local.safetensors_header import INDEX, LENGTH_BYTES, MAX_INDEX_BYTES
 from medport_local.snapshot_file import NO_LINKS, FileEntry, entry_of, open_file, read_whole, refuse
+from medport_local.snapshot_names import check_names, check_twins
 
 __all__ = [
     "INT8_SUFFIX",
@@ -55,8 +58,6 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-INT8_SUFFIX = " int8"
-"""Ends the name of a model whose weights are int8: it answers otherwise than the model that it was made from."""
 _REFUSED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".h5", ".msgpack"})
 # What a download leaves beside the model; nothing reads them.
 _BYSTANDERS = re.compile(r"(?i)(readme\.md|license[^/]*|notice[^/]*|\.gitattributes|\.gitignore|\.cache/.*)\Z")
@@ -83,7 +84,8 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     repo_id: str
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """40 hex digits of a commit; ``None`` for files that come from a directory or a bucket, which have none."""
     family: Family
     files: dict[str, FileEntry]
     snapshot_sha256: str
@@ -168,6 +170,9 @@ def open_snapshot(directory: str | os.PathLike[str], *, defer_weights: bool = Fa
         )
     manifest = _read_manifest(root)
     names = list(_files(root, strict=manifest is not None))
+    check_twins(names)
+    if manifest is not None:
+        check_names(manifest.files)
     texts = _read_texts(root, names)
     index = texts[INDEX][0] if INDEX in texts else None
     shards = safetensors_header.shards_of(names, index)
@@ -181,8 +186,8 @@ def open_snapshot(directory: str | os.PathLike[str], *, defer_weights: bool = Fa
     kind = kind_of(config)
     int8 = holds_int8(config, kind)
     _check_headers(root, shards, table, index, int8=int8)
-    if manifest is not None and manifest.family != kind.family:
-        refuse(MANIFEST, f"says {manifest.family}, but config.json describes a {kind.family}")
+    if manifest is not None:
+        _check_name(manifest, kind.family, config, int8=int8)
     return Snapshot(
         directory=root,
         family=kind.family,
@@ -236,6 +241,15 @@ def _files(root: Path, *, strict: bool) -> Iterator[str]:
             if Path(name).suffix.lower() in _REFUSED:
                 refuse(path, "can hold code, and is never loaded", "remove it; weights come as *.safetensors")
             yield path
+
+
+def _check_name(manifest: Manifest, family: Family, config: Mapping[str, Any], *, int8: bool) -> None:
+    """What the manifest calls the model must be what its configuration describes."""
+    if manifest.family != family:
+        refuse(MANIFEST, f"says {manifest.family}, but config.json describes a {family}")
+    check_identity(manifest.repo_id, config, int8=int8)
+    if manifest.parent is not None:
+        check_identity(manifest.parent.model_id, config)
 
 
 def _read_texts(root: Path, names: list[str]) -> dict[str, tuple[bytes, FileEntry]]:

@@ -11,7 +11,7 @@ import pytest
 
 from medport.errors import ConfigError, VerificationError
 from medport_local.engine.loading import load_gemma
-from medport_local.snapshot import KNOWN_MODELS, Snapshot, open_snapshot
+from medport_local.snapshot import KNOWN_MODELS, KnownModel, Snapshot, open_snapshot
 
 
 @pytest.fixture
@@ -241,15 +241,16 @@ def test_tensor_in_two_shards_is_refused(plain: Path) -> None:
         open_snapshot(plain)
 
 
+def published(known: KnownModel) -> dict[str, object]:
+    """A configuration of the shape that is known."""
+    parts = {part: dict(values) for part, values in known.shape.items() if part}
+    return {"model_type": known.model_type, **known.shape.get("", {}), **parts}
+
+
 @pytest.mark.parametrize("known", KNOWN_MODELS, ids=lambda known: known.model_id)
-def test_published_model_is_known_by_its_shape(plain: Path, known: object) -> None:
-    config = {
-        "gemma3": {"text_config": {"hidden_size": known.hidden, "num_hidden_layers": known.layers}},
-        "gemma3_text": {"hidden_size": known.hidden, "num_hidden_layers": known.layers},
-        "siglip": {"vision_config": {"hidden_size": 1152, "num_hidden_layers": 27, "image_size": 448}},
-    }[known.model_type]
+def test_published_model_is_known_by_its_shape(plain: Path, known: KnownModel) -> None:
     folder = plain.rename(plain.parent / known.model_id.split("/")[1])
-    (folder / "config.json").write_text(json.dumps({"model_type": known.model_type, **config}))
+    (folder / "config.json").write_text(json.dumps(published(known)))
 
     snapshot = open_snapshot(folder)
 
@@ -259,9 +260,16 @@ def test_published_model_is_known_by_its_shape(plain: Path, known: object) -> No
 
 
 def test_4b_without_any_name_says_that_it_is_not_identified(plain: Path) -> None:
-    config = {"model_type": "gemma3", "text_config": {"hidden_size": 2560, "num_hidden_layers": 34}}
+    config = published(KNOWN_MODELS[0])
     (plain / "config.json").write_text(json.dumps(config))
     assert open_snapshot(plain).model_id == "medgemma-4b (unidentified)"
 
     (plain / "config.json").write_text(json.dumps(config | {"_name_or_path": "google/medgemma-1.5-4b-it"}))
     assert open_snapshot(plain).model_id == "google/medgemma-1.5-4b-it"
+
+
+def test_shape_that_is_nearly_a_published_one_is_not_identified(plain: Path) -> None:
+    config = published(KNOWN_MODELS[0]) | {"_name_or_path": "google/medgemma-4b-it"}
+    (plain / "config.json").write_text(json.dumps(config | {"mm_tokens_per_image": 255}))
+
+    assert open_snapshot(plain).model_id == "medgemma (unidentified)"

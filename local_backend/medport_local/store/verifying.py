@@ -1,0 +1,233 @@
+"""Looking whether everything in the store is what it is called, and taking out what is not.
+
+Every blob is hashed, and every file of a snapshot that is not a link to one. Snapshots are held meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from medport.errors import VerificationError
+from medport_local.snapshot import MANIFEST, Manifest, digest_of
+from medport_local.snapshot_names import check_names
+from medport_local.store import entries
+from medport_local.store.hashing import hash_files
+from medport_local.store.layout import SHA256, Layout
+from medport_local.store.locks import locked
+
+Kind = Literal["damaged", "stranger", "mode", "snapshot", "lost", "note"]
+"""``damaged`` bytes and a ``stranger`` are taken out, a ``mode`` is set, of a ``snapshot`` the whole directory is
+taken out, what is ``lost`` is put back if there is a blob of it; a ``note`` is for people."""
+
+PULL = "pull it again"
+REPAIR = "medport snapshot verify --repair"
+_FOLDER = re.compile(r"[0-9a-f]{2}")
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    path: str
+    """Inside the store."""
+    fault: str
+    remedy: str
+    snapshots: tuple[str, ...] = ()
+    """References of the snapshots that it makes unusable; none for what only takes room."""
+    repaired: bool = False
+    """Whether it was taken out or mended just now."""
+    kind: Kind = "note"
+    """What repairing can do about it."""
+
+
+def verify(
+    layout: Layout, sha256: str | None, *, told: Callable[[int, int], None] | None, repair: bool
+) -> list[Finding]:
+    """See ``Store.verify``."""
+    from medport_local.store import repairing
+
+    with ExitStack() as stack:
+        names = entries.snapshot_names(layout) if sha256 is None else [sha256]
+        for name in names:
+            _hold(layout, stack, name)
+        look = _Look(layout, names, everything=sha256 is None)
+        findings = look.findings(told)
+    if repair and findings:
+        findings = repairing.repair(layout, findings)
+    return findings
+
+
+def _hold(layout: Layout, stack: ExitStack, name: str) -> None:
+    try:
+        stack.enter_context(locked(layout.lease(name), shared=True))
+    except OSError:  # read-only, and the lock's file is not there
+        return
+
+
+class _Look:
+    def __init__(self, layout: Layout, names: list[str], *, everything: bool) -> None:
+        self._layout = layout
+        self._names = [
+            name for name in names if layout.snapshot(name).is_dir()
+        ]  # some may just have been collected
+        self._everything = everything
+        self._users: dict[str, list[str]] = {}
+        """References of snapshots by the blobs that they need."""
+        self._expected: dict[Path, tuple[str, tuple[str, ...]]] = {}
+        """What must come out for each file that is hashed, and which snapshots need it."""
+
+    def findings(self, told: Callable[[int, int], None] | None) -> list[Finding]:
+        found = [finding for name in self._names for finding in self._snapshot(name)]
+        if self._everything:
+            found += [*self._blobs(), *self._pins()]
+        return found + self._hashes(told)
+
+    def _snapshot(self, name: str) -> Iterator[Finding]:
+        directory = self._layout.snapshot(name)
+        manifest, fault = self._manifest(name, directory)
+        if manifest is None:
+            place = f"snapshots/{name}/{MANIFEST}"
+            yield Finding(place, fault, f"{REPAIR}, then {PULL}", (f"sha256:{name[:12]}",), kind="snapshot")
+            return
+        reference = entries.reference(manifest.repo_id, manifest.revision)
+        if entries.read(self._layout, name) is None:
+            yield Finding(f"records/{name}.json", "cannot be read", PULL)
+        for entry in manifest.files.values():
+            self._users.setdefault(entry.sha256, []).append(reference)
+        yield from self._tree(name, directory, manifest, reference)
+
+    def _manifest(self, name: str, directory: Path) -> tuple[Manifest | None, str]:
+        manifest, digest = entries.read_manifest_hashed(directory)
+        known = entries.read(self._layout, name)
+        if manifest is None:
+            return None, "is missing or cannot be read"
+        if manifest.snapshot_sha256 != name or digest_of(manifest.files) != name:
+            return None, "is not that of this snapshot"
+        if known is not None and digest not in known.manifest_sha256:
+            return None, "is not the one that was stored"
+        try:
+            check_names(manifest.files)
+        except VerificationError as bad:
+            return None, f"names a file that cannot be: {bad.message}"
+        return manifest, ""
+
+    def _tree(self, name: str, directory: Path, manifest: Manifest, reference: str) -> Iterator[Finding]:
+        missing = dict(manifest.files)
+        folders = {folder.as_posix() for file in manifest.files for folder in Path(file).parents}
+        for folder, inner, files in os.walk(directory):
+            inside = Path(folder).relative_to(directory)
+            if os.lstat(folder).st_mode & _WRITABLE:
+                yield _loose(f"snapshots/{name}/{inside}".removesuffix("/."))
+            strangers = [each for each in inner if (inside / each).as_posix() not in folders]
+            inner[:] = [each for each in inner if each not in strangers]
+            for each in [*strangers, *files]:
+                file, path = (inside / each).as_posix(), Path(folder) / each
+                regular = stat.S_ISREG(os.lstat(path).st_mode)
+                if regular and file == MANIFEST:
+                    continue
+                place = f"snapshots/{name}/{file}"
+                if missing.pop(file, None) is None or not regular:
+                    yield _stranger(place, reference)
+                else:
+                    yield from self._file(place, path, manifest.files[file].sha256, reference)
+        for file in missing:
+            place = f"snapshots/{name}/{file}"
+            yield Finding(place, "is missing", f"{REPAIR}, or {PULL}", (reference,), kind="lost")
+
+    def _file(self, place: str, path: Path, sha256: str, reference: str) -> Iterator[Finding]:
+        own, blob = os.lstat(path), self._layout.blob(sha256)
+        linked = os.path.lexists(blob) and os.path.samestat(own, os.lstat(blob))
+        target = blob if linked else path
+        _, users = self._expected.get(target, ("", ()))
+        self._expected[target] = (sha256, (*users, reference))
+        if own.st_mode & _WRITABLE and not (linked and self._everything):  # else it is said of the blob
+            yield _loose(place)
+
+    def _blobs(self) -> Iterator[Finding]:
+        root = self._layout.root
+        for folder in sorted((root / "blobs").iterdir()):
+            if not _FOLDER.fullmatch(folder.name) or not stat.S_ISDIR(_mode(folder)):
+                yield _stranger(folder.relative_to(root).as_posix())
+                continue
+            for path in sorted(folder.iterdir()):
+                place, mode = path.relative_to(root).as_posix(), _mode(path)
+                if mode == 0:
+                    continue  # collected meanwhile
+                right = SHA256.fullmatch(path.name) and self._layout.blob(path.name) == path
+                if not right or not stat.S_ISREG(mode):
+                    yield _stranger(place)
+                    continue
+                self._expected[path] = (path.name, tuple(self._users.get(path.name, ())))
+                if mode & _WRITABLE:
+                    yield _loose(place)
+
+    def _pins(self) -> Iterator[Finding]:
+        for name in entries.pin_names(self._layout):
+            try:
+                pin = entries.read_pin(self._layout, name)
+            except VerificationError as fault:
+                yield Finding(f"pins/{name}.json", "cannot be read", fault.remedy or "")
+                continue
+            for sha256 in pin.snapshots:
+                if not self._layout.snapshot(sha256).is_dir():
+                    said = f"keeps sha256:{sha256[:12]}, which is not there"
+                    yield Finding(f"pins/{name}.json", said, f"{PULL}, or medport snapshot unpin {name}")
+
+    def _hashes(self, told: Callable[[int, int], None] | None) -> list[Finding]:
+        found = hash_files(self._expected, _progress(self._expected, told))
+        findings = []
+        for path, (sha256, users) in sorted(self._expected.items()):
+            outcome = found[path]
+            place = path.relative_to(self._layout.root).as_posix()
+            if isinstance(outcome, VerificationError):
+                if not os.path.lexists(path) and not users:
+                    continue  # collected meanwhile
+                fault = outcome.message.partition(": ")[2]
+            elif outcome.sha256 == sha256:
+                continue
+            else:
+                fault = "does not hold the bytes that its name says" if "blobs/" in place else "is damaged"
+            findings.append(
+                Finding(place, fault, f"{REPAIR}, then {PULL}", tuple(sorted(set(users))), kind="damaged")
+            )
+        return findings
+
+
+def _loose(place: str) -> Finding:
+    return Finding(place, "may be written", REPAIR, kind="mode")
+
+
+def _stranger(place: str, *references: str) -> Finding:
+    return Finding(place, "does not belong there", REPAIR, references, kind="stranger")
+
+
+def _mode(path: Path) -> int:
+    try:
+        return os.lstat(path).st_mode
+    except FileNotFoundError:
+        return 0
+
+
+def _progress(
+    paths: dict[Path, tuple[str, tuple[str, ...]]], told: Callable[[int, int], None] | None
+) -> Callable[[int], None] | None:
+    if told is None:
+        return None
+    total = sum(os.lstat(path).st_size for path in paths if os.path.lexists(path))
+    lock, done = threading.Lock(), [0]
+
+    def read(count: int) -> None:
+        with lock:
+            done[0] += count
+            told(done[0], total)
+
+    return read
