@@ -1,0 +1,173 @@
+"""``medport snapshot pull`` and ``add``: models into the store. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medport_local.cli_snapshot import (
+    AsJson,
+    StoreDir,
+    app,
+    as_dict,
+    open_store,
+    print_json,
+    printable,
+    shown_size,
+)
+
+if TYPE_CHECKING:
+    from medport_local.sources import Progress, Source
+
+_REDRAW_S = 0.2
+_TRUE = {"1", "ON", "YES", "TRUE"}
+"""What huggingface_hub takes for true."""
+
+
+@app.command(epilog="Example: medport snapshot pull google/medgemma-4b-it@290dda1… --token-env HF_TOKEN")
+def pull(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="OWNER/NAME@COMMIT of the hub, or a branch or tag; gs://BUCKET/FOLDER; a directory; "
+            "bundle:FILE#REF.",
+        ),
+    ],
+    store: StoreDir = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="The hub; HF_ENDPOINT, or https://huggingface.co.")
+    ] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment variable that holds a token of the hub, for gated models. It is kept nowhere.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a model into the store: every byte hashed as it arrives, weights only as safetensors.
+
+    What was broken off is gone on with when the same is pulled again. A branch or tag becomes the commit that it
+    is; a commit that the store has is not asked for.
+    """
+    from medport_local.sources import source_for
+    from medport_local.sources.hub import ENDPOINT
+
+    offline = any(os.environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    chosen = source_for(
+        source,
+        endpoint=endpoint or os.environ.get("HF_ENDPOINT") or ENDPOINT,
+        token=_token(token_env),
+        token_from=token_env or "--token-env NAME",
+        offline=offline,
+        bundle=_open_bundle,
+    )
+    _bring(chosen, store, as_json, again=f"medport snapshot pull {source}")
+
+
+@app.command(epilog="Example: medport snapshot add /models/medgemma-4b-it")
+def add(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="In Hugging Face layout; a manifest.json there must hold.")
+    ],
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a model of this machine into the store. Uses no network."""
+    from medport_local.sources import DirectorySource
+
+    _bring(DirectorySource(directory, field="DIR"), store, as_json, again=f"medport snapshot add {directory}")
+
+
+def _bring(source: Source, root: Path | None, as_json: bool, *, again: str) -> None:
+    from medport_local import sources
+
+    store = open_store(root, create=True)
+    progress = _Progress()
+    try:
+        stored = sources.pull(store, source, told=progress.say, watch=progress)
+    except KeyboardInterrupt:
+        progress.say(f"Broken off; what has arrived is kept. To go on: {again}")
+        raise
+    finally:
+        progress.end()
+        source.close()
+    if as_json:
+        print_json({**as_dict(stored, whole=True), **progress.as_dict()})
+    else:
+        typer.echo(f"{printable(stored.reference)}  sha256:{stored.snapshot_sha256}")
+
+
+def _open_bundle(file: Path, reference: str | None) -> Source:
+    from medport_local.bundle.source import open_source
+
+    return open_source(file, reference)
+
+
+def _token(name: str | None) -> Any:
+    from pydantic import SecretStr
+
+    from medport.errors import ConfigError
+
+    if name is None:
+        return None
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise ConfigError(
+            f"the environment variable {name:.100} is not set", field="token-env", remedy=f"export {name:.100}=…"
+        )
+    return SecretStr(value)
+
+
+class _Progress:
+    """What happens, on stderr: lines, and on a terminal one that is written over."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._began = time.monotonic()
+        self._drawn = 0.0
+        self._last: Progress | None = None
+        self._file = ""
+
+    def __call__(self, progress: Progress) -> None:
+        self._last = progress
+        if not self._terminal:
+            if progress.name != self._file:
+                typer.echo(f"{progress.name}  {self._line(progress)}", err=True)
+        elif time.monotonic() - self._drawn >= _REDRAW_S:
+            self._drawn = time.monotonic()
+            typer.echo(f"\r\x1b[K{progress.name}  {self._line(progress)}", nl=False, err=True)
+        self._file = progress.name
+
+    def say(self, line: str) -> None:
+        """One line for people."""
+        self.end()
+        typer.echo(printable(line), err=True)
+
+    def end(self) -> None:
+        """Leave the line that is written over."""
+        if self._terminal and self._drawn:
+            typer.echo("", err=True)
+            self._drawn = 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        """What ``--json`` adds."""
+        last = self._last
+        return {
+            "fetched_bytes": last.fetched_bytes if last else 0,
+            "there_bytes": last.there_bytes if last else 0,
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+
+    def _line(self, progress: Progress) -> str:
+        rate = progress.fetched_bytes / max(time.monotonic() - self._began, 1e-3)
+        done = progress.there_bytes + progress.fetched_bytes
+        there = f", {shown_size(progress.there_bytes)} were there" if progress.there_bytes else ""
+        return f"{shown_size(done)} of {shown_size(progress.total_bytes)}{there}, {shown_size(int(rate))}/s"

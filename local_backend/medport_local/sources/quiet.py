@@ -1,0 +1,40 @@
+"""Keep what the network libraries log about a request out of the logs: signed addresses and headers.
+
+httpx logs whole URLs at INFO, and the hub's storage is read with URLs that hold a signature. They are silenced
+only in the thread that asks, and only while it does.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LIBRARIES = frozenset(
+    {"httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub", "requests", "urllib3", "google"}
+)
+_here = threading.local()
+
+
+class _WhileAsking(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(_here, "asking", False)
+
+
+_filter = _WhileAsking()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the network libraries in this thread; import them before."""
+    # A filter acts only on records made through its own logger, so each child needs it.
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.partition(".")[0] in _LIBRARIES and isinstance(logger, logging.Logger):
+            logger.addFilter(_filter)
+    outer = getattr(_here, "asking", False)
+    _here.asking = True
+    try:
+        yield
+    finally:
+        _here.asking = outer
