@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from medport import config
+from medport.cli import offline as site
 from medport.cli.checks import Outcome, failed, run
 from medport.cli.link import Link
 from medport.cli.output import Output
 from medport.cli.session import Session, with_session
-from medport.errors import EXIT_FAILED, MedportError
+from medport.errors import EXIT_FAILED, ConfigError, MedportError
 
+_PANEL = "With --offline"
+_OFFLINE = "offline"
 _MARKS = {"ok": ("ok     ", "green"), "failed": ("FAILED ", "bold red"), "skipped": ("skipped", "yellow")}
 
 
@@ -30,13 +36,53 @@ def show(session: Session) -> int:
 
 
 @with_session
-def doctor(session: Session) -> int:
+def doctor(
+    session: Session,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Check instead what a site with no network rests on; no socket is opened."),
+    ] = False,
+    store: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Of snapshots.", rich_help_panel=_PANEL)
+    ] = None,
+    lock: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What must be there; the bundle's if none.", rich_help_panel=_PANEL),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where medport bundle install put it.", rich_help_panel=_PANEL),
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Of medport serve --audit.", rich_help_panel=_PANEL)
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of medport serve.", rich_help_panel=_PANEL)
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of medport serve.", rich_help_panel=_PANEL)
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of medport serve --keys.", rich_help_panel=_PANEL)
+    ] = None,
+) -> int:
     """Check each step to the models of the active profile, and of each profile it falls back to."""
+    places = site.Places(
+        store=store, lock=lock, bundle=bundle, audit=audit, tls_cert=tls_cert, tls_key=tls_key, keys=keys
+    )
+    if not offline and (named := places.named()):
+        raise ConfigError("goes with --offline", field=named[0].replace("_", "-"), remedy="add --offline")
     try:
         resolved = config.resolve(session.profile, session.settings)
     except MedportError as error:
         outcome = failed("configuration", error, "mend medport.toml; see: medport config show")
         return _report(session.output, [_shown(session.output, session.profile or "default", None, [outcome])])
+    if offline:
+        outcomes = []
+        for outcome in run(site.checks(places, resolved)):
+            outcomes.append(outcome)
+            _line(session.output, outcome)
+        return _report(session.output, [_entry(_OFFLINE, None, outcomes)])
     found = []
     for name, profile in resolved.chain:
         if not session.output.json:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import time
 import urllib.request
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
-from importlib import metadata
 from typing import TypeVar
 
 from medport import _extras, backends, config
 from medport._call import Call, Deadline, Family, Request
 from medport._http import Channel, Http
 from medport.backends import Backend, Target
-from medport.cli import reach
+from medport.cli import packages, reach
 from medport.cli.checks import Check, Skipped
 from medport.config import Profile, Resolved
 from medport.errors import ConfigError, MedportError, NotFound, NotReady, ServerError
@@ -101,20 +99,23 @@ class Link:
 
     def _packages(self) -> str:
         extra = self._kind.extra
-        names = _requirements(extra) if extra else []
-        missing = [name for name in names if _version(name) is None]
+        names = packages.requirements(extra) if extra else []
+        missing = [name for name in names if packages.version(name) is None]
         if missing:
             raise ConfigError(f"not installed: {', '.join(missing)}", remedy=f'pip install "medport[{extra}]"')
-        dicom = _version("pydicom")
+        dicom = packages.version("pydicom")
         read = f"pydicom {dicom}" if dicom else "without pydicom: DICOM files cannot be read"
-        return ", ".join([*(f"{name} {_version(name)}" for name in names), read])
+        return ", ".join([*(f"{name} {packages.version(name)}" for name in names), read])
 
     def _snapshots(self) -> str:
-        snapshot = _extras.load("medport_local.snapshot", extra="local")
+        selection = _extras.load("medport_local.selection", extra="local")
         phantom = _extras.load("medport_local.phantom", extra="local")
-        given = self._profile.snapshot or {family: phantom.weights_dir(family) for family in FAMILIES}
-        opened = [snapshot.open_snapshot(directory) for directory in given.values()]
-        return ", ".join(f"{each.model_id} sha256 {each.snapshot_sha256[:12]}…" for each in opened)
+        lock, given = self._profile.lock, dict(self._profile.snapshot)
+        if not given and lock is None:
+            given = {family: phantom.weights_dir(family) for family in FAMILIES}
+        places = {family: str(place) for family, place in given.items()}
+        opened = selection.verified(selection.Wanted(snapshots=places, store=self._profile.store, lock=lock))
+        return ", ".join(f"{each.model_id} sha256 {each.snapshot_sha256[:12]}…" for each in opened.values())
 
     def _credential(self) -> str:
         self._backend = backends.start(self._name, self._resolved, self._profile)
@@ -253,16 +254,3 @@ class Link:
         assert self._backend is not None  # what calls this needs the check that started it
         assert self._http is not None
         return self._backend, self._http
-
-
-def _requirements(extra: str) -> list[str]:
-    """The distributions that an extra of medport brings."""
-    wanted = re.compile(rf"""([A-Za-z0-9._-]+).*;.*extra == ["']{extra}["']""")
-    return [match.group(1) for line in metadata.requires("medport") or [] if (match := wanted.match(line))]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
