@@ -6,13 +6,14 @@ BIN := .venv/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/pip --disable-pip-version-check install -q
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test real lint bench clean
+.PHONY: demo test real offline lint bench clean
 
 demo: .venv/runtime.ok
 	$(BIN)/medport demo --out out/demo
 
+# Several tests at once, each of one thread: the models are too small to gain from more.
 test: .venv/dev.ok
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/dev.ok
 	$(BIN)/ruff check sdk local_backend deploy tests examples
@@ -30,6 +31,12 @@ $(REAL): .venv/dev.ok
 	mkdir -p out
 	$(BIN)/python tests/support/gemma_270m_build.py $@
 
+# The promise to a site with no network, with every package from the bundle: minutes; root or user namespaces.
+offline: .venv/dev.ok
+	mkdir -p out
+	MEDPORT_OFFLINE_FULL=1 MEDPORT_OFFLINE_TRANSCRIPT=$(CURDIR)/out/offline.txt \
+		$(BIN)/python -m pytest -q tests/e2e/test_offline.py
+
 bench: .venv/bench.ok
 	$(BIN)/python -m tests.benchmarks
 
@@ -42,11 +49,11 @@ bench: .venv/bench.ok
 	@touch $@
 
 .venv/dev.ok: .venv/runtime.ok
-	$(PIP) -e '.[local,dicom,vertex,openai,fetch,slides,observe,dev]'
+	$(PIP) -e '.[local,dicom,vertex,openai,fetch,slides,observe,bundle,dev]'
 	@touch $@
 
 .venv/bench.ok: .venv/dev.ok
-	$(PIP) -e '.[local,dicom,vertex,openai,fetch,slides,observe,dev,bench]'
+	$(PIP) -e '.[local,dicom,vertex,openai,fetch,slides,observe,bundle,dev,bench]'
 	@touch $@
 
 clean:

@@ -59,6 +59,10 @@ class Settings:
 
     snapshots: Mapping[str, Path | Snapshot] = field(default_factory=lambda: phantom_snapshots())
     """Model directory by family, ``medgemma``, ``medsiglip``, or one of them; or a snapshot that is verified."""
+    lock_id: str | None = None
+    """Of the lock that the snapshots were held against (``selection``): it stands in every result's provenance."""
+    image_digest: str | None = None
+    """sha256 of the container image that this runs in, 64 hex digits."""
     project: str = "local"
     location: str = "europe-west4"
     """A real region's name: Google's client refuses others."""
@@ -168,6 +172,8 @@ def create_app(settings: Settings, *, tracer_provider: TracerProvider | None = N
                         plan=plan,
                         snapshot=opened.snapshot,
                         adapters=opened.standing.adapters,
+                        lock_id=settings.lock_id,
+                        image_digest=settings.image_digest,
                         project=settings.project,
                         location=settings.location,
                         since=datetime.now(UTC),
@@ -303,7 +309,6 @@ def _open(name: str, source: Path | Snapshot, settings: Settings) -> Opened:
 def _served(
     deployed: Deployed, engine: Engine | Embedder, threads: Threads, fetcher: Fetcher, settings: Settings
 ) -> Served:
-    snapshot = deployed.snapshot
     return Served(
         endpoint_id=deployed.endpoint_id,
         dialect=deployed.plan.dialect,
@@ -313,9 +318,8 @@ def _served(
         deployed_model_id=deployed.deployed_model_id,
         model=deployed.model_name,
         model_version_id=VERSION,
-        model_display_name=snapshot.model_id,
-        revision=snapshot.revision,
-        snapshot_sha256=snapshot.snapshot_sha256,
+        model_display_name=deployed.snapshot.model_id,
+        pins=deployed.pins,
         adapters=deployed.adapters,
         bounds=DEDICATED if deployed.plan.dedicated else SHARED,
         lists=settings.container is not None and settings.container.lists,

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medport.errors import ConfigError, MedportError, row_of
-from medport_local import cli_audit, cli_bench, cli_engine, cli_keys, cli_quantize
+from medport_local import cli_audit, cli_bench, cli_bundle, cli_engine, cli_keys, cli_quantize, cli_snapshot
+from medport_local import cli_lock as cli_lock  # it and cli_pull add commands to cli_snapshot's
 from medport_local import cli_options as options
+from medport_local import cli_pull as cli_pull
 from medport_local.cli_ready import Address, announce
 from medport_local.stopping import Stop
 
@@ -29,15 +31,19 @@ if TYPE_CHECKING:
 _PANEL_EXAMPLE = """
 Serve the phantoms on this machine:  medport serve
 
-Serve a real model:  medport serve --snapshot medgemma=/models/medgemma-4b-it
+Serve a real model from a directory:  medport serve --snapshot medgemma=/models/medgemma-4b-it
+
+Serve from the store what a lock names:  medport serve --lock medport.lock
 """
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands ``serve``, ``audit``, ``keys``, ``engine``, ``quantize`` and ``bench``."""
+    """Add ``serve``, ``snapshot``, ``bundle``, ``audit``, ``keys``, ``engine``, ``quantize`` and ``bench``."""
     app.command("serve", epilog=_PANEL_EXAMPLE)(serve)
     cli_quantize.register(app)
     cli_bench.register(app)
+    app.add_typer(cli_snapshot.app, name="snapshot")
+    app.add_typer(cli_bundle.app, name="bundle")
     app.add_typer(cli_engine.app, name="engine")
     app.add_typer(cli_audit.app, name="audit")
     app.add_typer(cli_keys.app, name="keys")
@@ -48,7 +54,21 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8443,
     snapshot: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=DIR", help="Model directory for medgemma or medsiglip; the phantoms if none."),
+        typer.Option(
+            metavar="NAME=DIR|REF",
+            help="For medgemma or medsiglip: a directory, or a snapshot of the store such as "
+            "google/medgemma-4b-it@COMMIT or sha256:…; the phantoms if none. Nothing is downloaded.",
+        ),
+    ] = None,
+    lock: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Serve what this lock names and nothing else: medport snapshot lock."),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The store of snapshots; MEDPORT_STORE, or ~/.local/share/medport/store."
+        ),
     ] = None,
     project: Annotated[str, typer.Option(help="Project in the resource names.")] = "local",
     location: Annotated[str, typer.Option(help="Region in the resource names.")] = "europe-west4",
@@ -122,7 +142,12 @@ def serve(
             remedy="give --tls-cert and --tls-key, or --tls-self-signed DIR, and --api-key-env NAME or "
             "--keys FILE; or --allow-plain-http where something in front of the server does this",
         )
-    chosen = options.named_directories(snapshot or [], "snapshot", example="medgemma=DIR")
+    asked = options.named_values(
+        snapshot or [],
+        "snapshot",
+        form="NAME=DIR",
+        example="medgemma=DIR, or medgemma=google/medgemma-4b-it@COMMIT",
+    )
     computing = options.EngineOptions(
         device=device,
         dtype=dtype,
@@ -139,6 +164,7 @@ def serve(
     # Imported when all this is right: torch takes seconds.
     from medport_local import tls as certificates
     from medport_local.app import Settings, Tls, phantom_snapshots
+    from medport_local.selection import IMAGE_DIGEST, Wanted, image_digest_of, select
     from medport_local.serving.logs import formatter
     from medport_local.tracing import provider_from_environment
 
@@ -150,20 +176,6 @@ def serve(
     listener = _bind(host, port)
     netloc = f"[{shown_host}]" if ":" in shown_host else shown_host
     netloc += f":{listener.getsockname()[1]}"
-    settings = Settings(
-        snapshots=chosen or phantom_snapshots(),
-        project=project,
-        location=location,
-        api_key=key,
-        keys_file=keys,
-        audit_dir=audit,
-        drain_grace_s=drain_grace,
-        advertised=netloc,
-        models=computing.models(),
-        engine_limits=computing.limits(),
-        allow_fetch=tuple(allow_fetch or ()),
-        batch_dir=batch_dir,
-    )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter("json" if log_format == "json" else "text"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -175,7 +187,25 @@ def serve(
     def told(started: Starlette) -> None:
         announce(address, list(started.state.deployed.values()), started.state.standing, json_line=as_json)
 
-    with provider_from_environment(wanted=trace) as tracer_provider:
+    image = image_digest_of(os.environ.get(IMAGE_DIGEST))
+    wanted = Wanted(snapshots=asked, store=store, lock=lock, image_digest=image)
+    with select(wanted) as selection, provider_from_environment(wanted=trace) as tracer_provider:
+        settings = Settings(
+            snapshots=selection.snapshots or phantom_snapshots(),
+            lock_id=selection.lock_id,
+            image_digest=image,
+            project=project,
+            location=location,
+            api_key=key,
+            keys_file=keys,
+            audit_dir=audit,
+            drain_grace_s=drain_grace,
+            advertised=netloc,
+            models=computing.models(),
+            engine_limits=computing.limits(),
+            allow_fetch=tuple(allow_fetch or ()),
+            batch_dir=batch_dir,
+        )
         code = asyncio.run(_until_signal(settings, listener, shown, told, tracer_provider))
     raise typer.Exit(code)
 

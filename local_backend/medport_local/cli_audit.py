@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 DIRECTORY = "MEDPORT_AUDIT_DIR"
 _FIRST_COLUMN = 20
+# Who asked and which bytes answered; the rest follows as it stands in the line.
+_FIRST = (
+    "time", "event", "request_id", "key", "action", "route", "endpoint", "deployed_model",
+    "model_id", "revision", "snapshot_sha256", "parent", "adapters", "lock_id", "image_digest",
+)  # fmt: skip
 
 app = typer.Typer(help="Check and read the audit log of medport serve.", no_args_is_help=True)
 
@@ -142,8 +147,7 @@ def _lines(report: Report) -> list[str]:
 
 
 def _table(record: Mapping[str, Any]) -> str:
-    first = ("time", "event", "request_id", "key", "action", "route", "endpoint", "model_id", "revision")
-    names = [name for name in first if name in record] + [name for name in record if name not in first]
+    names = [name for name in _FIRST if name in record] + [name for name in record if name not in _FIRST]
     return "\n".join(f"{name:<{_FIRST_COLUMN}} {_shown(record[name])}" for name in names)
 
 

@@ -173,19 +173,26 @@ class EngineOptions:
 
 
 def named_directories(options: Sequence[str], field: str, *, example: str) -> dict[str, Path]:
-    """``NAME=DIR`` each.
+    """``NAME=DIR`` each. Raises as ``named_values``."""
+    return {
+        name: Path(value) for name, value in named_values(options, field, form="NAME=DIR", example=example).items()
+    }
+
+
+def named_values(options: Sequence[str], field: str, *, form: str, example: str) -> dict[str, str]:
+    """``NAME=VALUE`` each.
 
     Raises:
         ConfigError: one is not, or a name is given twice. Names ``field``.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     for option in options:
-        name, equals, directory = option.partition("=")
-        if not (name and equals and directory):
-            raise ConfigError("is not NAME=DIR", field=field, remedy=f"give --{field} {example}")
+        name, equals, value = option.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"is not {form}", field=field, remedy=f"give --{field} {example}")
         if name in found:
             raise ConfigError(f"{name} is given twice", field=field)
-        found[name] = Path(directory)
+        found[name] = value
     return found
 
 

@@ -47,6 +47,7 @@ def as_text(address: Address, deployed: Sequence[Deployed], standing: Mapping[st
     lines += [f"  {each.plan.key}: {each.snapshot.model_id} as {each.endpoint_name}" for each in deployed]
     for family, each in standing.items():
         lines += [f"  {family}: {said}" for said in each.lines()]
+    lines += [f"  Lock: {lock_id}" for lock_id in sorted({each.lock_id for each in deployed if each.lock_id})]
     lines += [f"  Note: {notice}" for notice in sorted({e.snapshot.notice for e in deployed if e.snapshot.notice})]
     lines.append(f"Connect with: medport.Client({', '.join(arguments)})")
     lines.append("Stop with Ctrl-C.")

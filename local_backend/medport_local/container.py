@@ -18,7 +18,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medport.errors import ConfigError, MedportError, VerificationError, row_of
+from medport import lock as locks
+from medport.errors import ConfigError, MedportError, NotFound, VerificationError, row_of
+from medport.lock import Lock, LockedModel
+from medport_local import selection
 from medport_local.container_settings import ContainerSettings
 from medport_local.serving.logs import formatter
 from medport_local.snapshot import Snapshot, open_snapshot
@@ -82,9 +85,9 @@ async def run(
     """
     waiting = await asyncio.start_server(_not_yet, sock=listener.dup(), limit=_HEAD_LIMIT_BYTES)
     try:
-        snapshot = await asyncio.to_thread(_prepared, settings, stack)
+        snapshot, lock_id = await asyncio.to_thread(_prepared, settings, stack)
         # In a thread, because importing torch takes seconds, in which probes are to be answered.
-        served = await asyncio.to_thread(app_settings, settings, snapshot)
+        served = await asyncio.to_thread(app_settings, settings, snapshot, lock_id)
         from medport_local import app
 
         def ready(_: Starlette) -> None:
@@ -98,7 +101,7 @@ async def run(
         waiting.close()
 
 
-def app_settings(settings: ContainerSettings, snapshot: Snapshot) -> Settings:
+def app_settings(settings: ContainerSettings, snapshot: Snapshot, lock_id: str | None = None) -> Settings:
     """The server's settings for this container and the model that it verified."""
     from medport_local.app import Settings
     from medport_local.engine.embedder import EmbedderLimits
@@ -117,6 +120,8 @@ def app_settings(settings: ContainerSettings, snapshot: Snapshot) -> Settings:
     embedder = {"max_batch": settings.max_batch, "max_per_request": settings.max_embeddings}
     return Settings(
         snapshots={snapshot.family: snapshot},
+        lock_id=lock_id,
+        image_digest=settings.image_digest,
         dialects=("medsiglip",) if snapshot.family == "medsiglip" else (settings.dialect,),
         container=ContainerRoutes(settings.predict_route, settings.health_route, lists=settings.batch_prediction),
         models=ModelOptions(device=settings.device, dtype=settings.dtype, embed_dtype=settings.embed_dtype),
@@ -134,7 +139,11 @@ def verified(settings: ContainerSettings, directory: Path) -> Snapshot:
         ConfigError: MODEL_INPUT_WIDTH or MODEL_INPUT_HEIGHT is not the model's.
     """
     # The weights are hashed as they are loaded.
-    snapshot = open_snapshot(directory, defer_weights=True)
+    return checked(settings, open_snapshot(directory, defer_weights=True))
+
+
+def checked(settings: ContainerSettings, snapshot: Snapshot) -> Snapshot:
+    """The same snapshot, if it is the one that the settings pin. Raises as ``verified``."""
     if settings.snapshot_sha256 not in (None, snapshot.snapshot_sha256):
         raise VerificationError(
             f"the model's snapshot is {snapshot.snapshot_sha256}, and another is pinned",
@@ -149,6 +158,12 @@ def verified(settings: ContainerSettings, directory: Path) -> Snapshot:
         )
     if settings.revision is not None and snapshot.revision is None:
         logger.warning("no manifest proves the revision; only MEDPORT_SNAPSHOT_SHA256 can pin these files")
+    if settings.parent not in (None, snapshot.parent):
+        raise VerificationError(
+            f"the model was derived from {snapshot.parent or 'no other'}, and another is pinned",
+            field="MEDPORT_PARENT",
+            remedy="check which files the model's place holds",
+        )
     side = _image_side_px(snapshot)
     for name, wanted in (
         ("MODEL_INPUT_WIDTH", settings.input_width_px),
@@ -163,9 +178,48 @@ def verified(settings: ContainerSettings, directory: Path) -> Snapshot:
     return snapshot
 
 
-def _prepared(settings: ContainerSettings, stack: ExitStack) -> Snapshot:
-    place = obtain(settings.models, revision=settings.revision, hub_token=settings.hub_token)
-    return verified(settings, stack.enter_context(place))
+def _prepared(settings: ContainerSettings, stack: ExitStack) -> tuple[Snapshot, str | None]:
+    """The model, and the id of the lock that it was held against."""
+    lock = None if settings.lock is None else locks.read(settings.lock)
+    model = None if lock is None else _only(lock)
+    if lock is not None:
+        selection.check_image(settings.image_digest, lock)
+    snapshot = _stored(settings, model, stack)
+    if snapshot is None:
+        place = obtain(settings.models, revision=settings.revision, hub_token=settings.hub_token)
+        snapshot = open_snapshot(stack.enter_context(place), defer_weights=True)
+    if model is not None:
+        selection.check_locked(snapshot, model)
+    return checked(settings, snapshot), lock.lock_id if lock else None
+
+
+def _only(lock: Lock) -> LockedModel:
+    if len(lock.models) != 1:
+        raise ConfigError(
+            f"holds {len(lock.models)} models, and a container serves one",
+            field="MEDPORT_LOCK",
+            remedy="make a lock of one: medport snapshot lock REF",
+        )
+    return next(iter(lock.models.values()))
+
+
+def _stored(settings: ContainerSettings, model: LockedModel | None, stack: ExitStack) -> Snapshot | None:
+    """The model out of the store that the container was given, if it is to come from there."""
+    if settings.store is None:
+        return None
+    if not settings.models:
+        return None if model is None else selection.from_lock(model, settings.store, stack)
+    place = settings.models[0]
+    if not selection.is_reference(place):
+        return None
+    pinned = "@" in place or place.startswith("sha256:")
+    try:
+        named = place if pinned or settings.revision is None else f"{place}@{settings.revision}"
+        return selection.opened(named, settings.store, stack)
+    except NotFound:
+        if pinned:
+            raise
+        return None  # the hub may have it
 
 
 def _image_side_px(snapshot: Snapshot) -> int | None:

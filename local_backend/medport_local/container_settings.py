@@ -13,10 +13,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from medport.errors import ConfigError
 from medport_local.byte_sizes import parse_size
+from medport_local.selection import image_digest_of
 
 Dialect = Literal["vllm", "dicom"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -27,7 +29,7 @@ _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 _OURS = {
     "MEDPORT_REVISION", "MEDPORT_SNAPSHOT_SHA256", "MEDPORT_DIALECT", "MEDPORT_ALLOW_FETCH", "MEDPORT_DEVICE",
     "MEDPORT_DTYPE", "MEDPORT_EMBED_DTYPE", "MEDPORT_KV_CACHE", "MEDPORT_REUSE", "MEDPORT_STALL_MS",
-    "MEDPORT_MAX_WAIT",
+    "MEDPORT_MAX_WAIT", "MEDPORT_PARENT", "MEDPORT_STORE", "MEDPORT_LOCK", "MEDPORT_IMAGE_DIGEST",
 }  # fmt: skip
 _UNUSED_VARIABLES = re.compile(
     r"(ENABLE_CLOUD_LOGGING|CLOUD_OPS_\w+|ENDPOINT_LOG_NAME|ICC_PROFILE_CACHE_\w+|MODEL_SOURCE|MODEL_TO_DISK"
@@ -68,6 +70,15 @@ class ContainerSettings:
     """``MEDPORT_REVISION``, ``--revision``: 40 hex digits."""
     snapshot_sha256: str | None = None
     """``MEDPORT_SNAPSHOT_SHA256``"""
+    parent: str | None = None
+    """``MEDPORT_PARENT``: the line by which a derived snapshot names the one that it was made from."""
+    store: Path | None = None
+    """``MEDPORT_STORE``: a store that the container is given. What it holds is not fetched, and a model that is
+    named by ``sha256:…`` is nowhere else."""
+    lock: Path | None = None
+    """``MEDPORT_LOCK``: a lock of one model, and no other is served."""
+    image_digest: str | None = None
+    """``MEDPORT_IMAGE_DIGEST``: of the image that this is, for the provenance; 64 hex digits."""
     hub_token: str | None = field(default=None, repr=False)
     """``HF_TOKEN``"""
     input_width_px: int | None = None
@@ -137,6 +148,10 @@ class ContainerSettings:
             models=read.present("AIP_STORAGE_URI", "AIP_MODEL_DIR", "MODEL_ID"),
             revision=read.text("MEDPORT_REVISION"),
             snapshot_sha256=read.text("MEDPORT_SNAPSHOT_SHA256"),
+            parent=read.text("MEDPORT_PARENT"),
+            store=read.path("MEDPORT_STORE"),
+            lock=read.path("MEDPORT_LOCK"),
+            image_digest=image_digest_of(read.text("MEDPORT_IMAGE_DIGEST")),
             hub_token=read.text("HF_TOKEN"),
             input_width_px=read.whole("MODEL_INPUT_WIDTH", 1, 65_536),
             input_height_px=read.whole("MODEL_INPUT_HEIGHT", 1, 65_536),
@@ -195,6 +210,10 @@ class _Variables:
 
     def text(self, name: str) -> str | None:
         return self._environment.get(name, "").strip() or None
+
+    def path(self, name: str) -> Path | None:
+        value = self.text(name)
+        return None if value is None else Path(value)
 
     def present(self, *names: str) -> tuple[str, ...]:
         return tuple(value for name in names if (value := self.text(name)))

@@ -15,6 +15,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -23,6 +24,7 @@ from medport_local.app import Settings, phantom_snapshots, serve
 from medport_local.engine.engine import EngineLimits
 from medport_local.engine.loading import DtypeRule
 from medport_local.opening import ModelOptions
+from medport_local.selection import IMAGE_DIGEST, Selection, Wanted, image_digest_of, select
 
 # Without a handler Python prints warnings of libraries to stderr.
 logging.getLogger("uvicorn").addHandler(logging.NullHandler())
@@ -45,6 +47,8 @@ class Server:
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._closed = False
+        self.held = ExitStack()
+        """What the server closes at its end: it keeps its snapshots from being collected."""
         self.app: Starlette | None = None
         """Once it runs; ``app.state.engines`` tells what they are doing."""
         self._thread = threading.Thread(target=self._run, name="medport-server", daemon=True)
@@ -77,6 +81,7 @@ class Server:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
         self._listener.close()
+        self.held.close()
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -122,6 +127,8 @@ class Server:
 def start(
     snapshots: Mapping[str, str | os.PathLike[str]] | None = None,
     *,
+    store: str | os.PathLike[str] | None = None,
+    lock: str | os.PathLike[str] | None = None,
     device: str | None = None,
     dtype: DtypeRule = "auto",
     reuse_bytes: int = 0,
@@ -129,7 +136,10 @@ def start(
     """Load the models and serve them inside this process. Takes seconds, or as long as the snapshots need.
 
     Args:
-        snapshots: model directory by family; the shipped phantoms if not given.
+        snapshots: by family a model directory, or a snapshot of the store, ``google/medgemma-4b-it@COMMIT``; the
+            shipped phantoms if neither they nor a lock are given. Nothing is downloaded.
+        store: the store's directory; by default ``MEDPORT_STORE``, else in the user's data directory.
+        lock: serve what this file names and nothing else.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; by default CUDA, else Apple's GPU, else the CPU.
         dtype: of MedGemma's arithmetic; ``auto`` is bfloat16, and float32 for a small model.
         reuse_bytes: memory in which beginnings of prompts and images of past requests are kept, so that the next
@@ -137,13 +147,32 @@ def start(
 
     Raises:
         ConfigError: a directory is missing, or holds another family; or an option is wrong.
-        VerificationError: a snapshot is not what its manifest says.
+        NotFound: the store has no such snapshot.
+        VerificationError: a snapshot is not what its manifest or the lock says.
     """
-    chosen = {name: Path(path) for name, path in (snapshots or phantom_snapshots()).items()}
+    image = image_digest_of(os.environ.get(IMAGE_DIGEST))
+    wanted = Wanted(
+        snapshots={name: os.fspath(path) for name, path in (snapshots or {}).items()},
+        store=None if store is None else Path(store),
+        lock=None if lock is None else Path(lock),
+        image_digest=image,
+    )
+    with ExitStack() as held:
+        selection = held.enter_context(select(wanted))
+        server = _made(selection, image, ModelOptions(device=device, dtype=dtype), reuse_bytes)
+        server.held = held.pop_all()
+    server.wait_until_ready()
+    return server
+
+
+def _made(selection: Selection, image_digest: str | None, models: ModelOptions, reuse_bytes: int) -> Server:
+    """A server at its socket that has not begun."""
     private = _has_unix_sockets()
     settings = Settings(
-        snapshots=chosen,
-        models=ModelOptions(device=device, dtype=dtype),
+        snapshots=selection.snapshots or phantom_snapshots(),
+        lock_id=selection.lock_id,
+        image_digest=image_digest,
+        models=models,
         engine_limits=EngineLimits(reuse_bytes=reuse_bytes),
         drain_s=2.0,
         api_key=None if private else secrets.token_urlsafe(32),
@@ -155,13 +184,11 @@ def start(
             listener.bind(str(directory / "s"))
         else:
             listener = socket.create_server(("127.0.0.1", 0))
-        server = Server(settings, listener, directory)
+        return Server(settings, listener, directory)
     except BaseException:
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
         raise
-    server.wait_until_ready()
-    return server
 
 
 def _has_unix_sockets() -> bool:

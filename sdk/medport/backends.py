@@ -30,6 +30,7 @@ from medport.errors import (
 from medport.results import Provenance
 from medport.wire import checked
 from medport.wire.vertex import (
+    ADAPTER_HEADER,
     DEPLOYED_MODEL_HEADER,
     REQUEST_ID_HEADER,
     EndpointList,
@@ -129,6 +130,8 @@ def start(name: str, resolved: Resolved, profile: Profile) -> Backend:
 def _start_in_process(name: str, resolved: Resolved, profile: Profile) -> Backend:
     server = _extras.load("medport_local.inprocess", extra="local").start(
         dict(profile.snapshot) or None,
+        store=profile.store,
+        lock=profile.lock,
         device=profile.device,
         dtype=profile.dtype,
         reuse_bytes=profile.reuse_bytes,
@@ -359,7 +362,14 @@ def provenance(
         prompt_version=None,
         model_notice=pins.notice,
         language=backend.profile.language,
+        parent=pins.parent,
+        adapters=_adapters(reply.headers.get(ADAPTER_HEADER.lower(), "")),
     )
+
+
+def _adapters(header: str) -> dict[str, str]:
+    named = (each.strip().rpartition("@") for each in header.split(","))
+    return {name: sha256 for name, _, sha256 in named if name}
 
 
 def reader(call: Call[_T]) -> Callable[[Backend, Target, Reply, int, Deadline], _T]:

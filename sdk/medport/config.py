@@ -58,8 +58,13 @@ class Profile(_Settings):
     location: str | None = None
     medgemma: Endpoint | None = None
     medsiglip: Endpoint | None = None
-    snapshot: dict[Family, Path] = {}
-    """Model directories for the in-process backend; the phantom models if empty."""
+    snapshot: dict[Family, Annotated[str | Path, Field(union_mode="left_to_right")]] = {}
+    """For the in-process backend: a model directory, or a snapshot of the store such as
+    ``google/medgemma-4b-it@COMMIT`` or ``sha256:…``; the phantom models if there is neither it nor a lock."""
+    store: Path | None = None
+    """Where the in-process backend finds snapshots; ``MEDPORT_STORE``, or the user's data directory."""
+    lock: Path | None = None
+    """The in-process backend serves what this lock names, and nothing else."""
     device: str | None = None
     """Where the in-process backend computes: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -311,7 +316,7 @@ def _check(name: str, profile: Profile, policy: Policy) -> None:
             field=f"profiles.{name}.url",
             remedy="take it out, and set auth.api_key_env",
         )
-    for key in ("device", "dtype", "reuse_bytes"):
+    for key in ("snapshot", "store", "lock", "device", "dtype", "reuse_bytes"):
         if key in profile.model_fields_set and profile.backend != "in-process":
             raise ConfigError(
                 f"is for the in-process backend, and this one is {profile.backend}",

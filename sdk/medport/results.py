@@ -58,6 +58,10 @@ class Provenance:
     model_notice: str | None
     """A warning of the model itself, such as that it is a phantom."""
     language: str = "en"
+    parent: str | None = None
+    """What the snapshot was derived from, such as one with int8 weights: model, revision and sha256 in a line."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """LoRA adapters that took part, by name, and the sha256 of each."""
 
     def line(self) -> str:
         """One line for people: ``Preliminary: … · in-process · medgemma@1f3a… · 412 ms``."""

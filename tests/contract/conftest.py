@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from support.certificates import Authority
 from support.running import LoopThread
 from support.vertex import Account, Vertex
 
 import medport
+from medport import lock as locks
+from medport.lock import Lock, LockedFile, LockedModel
 
 pytest.importorskip("torch")
 
@@ -27,6 +31,9 @@ from medport_local.phantom import draw
 from medport_local.snapshot import open_snapshot
 
 API_KEY = "contract-key-4f1c"
+IMAGE_DIGEST = "c0ffee" + "0" * 58
+PARENT = {"model_id": "medport/elder", "revision": None, "snapshot_sha256": "e" * 64}
+"""What the snapshots' manifests say that they were made from."""
 QUESTION = "Describe this chest radiograph."
 BACKENDS = ("in-process", "local", "vertex")
 COLOURS = ("sync", "async")
@@ -40,8 +47,6 @@ class Capabilities:
     """Each answer carries an id under which the server logged it."""
     names_fields: bool
     """An error that the server found names the field at fault."""
-    pins_images: bool
-    """The model version names a container image by digest, and the lock."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,40 @@ class Asked:
 
 
 @pytest.fixture(scope="session")
-def snapshots() -> dict[str, Path]:
-    return {"medgemma": phantom.weights_dir("medgemma"), "medsiglip": phantom.weights_dir("medsiglip")}
+def snapshots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The phantoms, with manifests that name a parent."""
+    folder = tmp_path_factory.mktemp("snapshots")
+    made = {}
+    for family in ("medgemma", "medsiglip"):
+        made[family] = Path(shutil.copytree(phantom.weights_dir(family), folder / family))
+        path = made[family] / "manifest.json"
+        path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"parent": PARENT}))
+    return made
+
+
+@pytest.fixture(scope="session")
+def lock_file(snapshots: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lock of both."""
+    models = {}
+    for family, folder in snapshots.items():
+        snapshot = open_snapshot(folder)
+        files = {name: LockedFile(**entry.model_dump()) for name, entry in snapshot.files.items()}
+        models[family] = LockedModel(
+            model_id=snapshot.model_id,
+            revision=snapshot.revision,
+            snapshot_sha256=snapshot.snapshot_sha256,
+            family=snapshot.family,
+            files=files,
+        )
+    path = tmp_path_factory.mktemp("lock") / "medport.lock"
+    locks.write(path, Lock(models=models))
+    return path
 
 
 @pytest.fixture(scope="session")
 def places(
     snapshots: dict[str, Path],
+    lock_file: Path,
     authority: Authority,
     account: Account,
     loop_thread: LoopThread,
@@ -86,9 +118,11 @@ def places(
 ) -> Iterator[Callable[[str], Place]]:
     """Opens each place at its first use, for the whole session."""
     openers = {
-        "in-process": _in_process,
-        "local": lambda: _local(authority),
-        "vertex": lambda: _vertex(authority, account, loop_thread, tmp_path_factory.mktemp("vertex"), snapshots),
+        "in-process": lambda: _in_process(snapshots, lock_file),
+        "local": lambda: _local(authority, snapshots, lock_file),
+        "vertex": lambda: _vertex(
+            authority, account, loop_thread, tmp_path_factory.mktemp("vertex"), snapshots, lock_file
+        ),
     }
     opened: dict[str, Place] = {}
     with ExitStack() as stack:
@@ -181,12 +215,14 @@ class _Blocking:
 
 
 @contextmanager
-def _in_process() -> Iterator[Place]:
+def _in_process(snapshots: Mapping[str, Path], lock_file: Path) -> Iterator[Place]:
     started: list[inprocess.Server] = []
     start = inprocess.start
 
     def watched(*args: Any, **options: Any) -> inprocess.Server:
-        started.append(start(*args, **options))
+        with pytest.MonkeyPatch.context() as only_now:
+            only_now.setenv("MEDPORT_IMAGE_DIGEST", f"sha256:{IMAGE_DIGEST}")
+            started.append(start(*args, **options))
         return started[-1]
 
     def engines() -> list[Any]:
@@ -196,18 +232,25 @@ def _in_process() -> Iterator[Place]:
         patch.setattr(inprocess, "start", watched)
         yield Place(
             "in-process",
-            {"backend": "in-process"},
+            {"backend": "in-process", "snapshot": dict(snapshots), "lock": lock_file},
             engines,
-            Capabilities(request_ids=True, names_fields=True, pins_images=False),
+            Capabilities(request_ids=True, names_fields=True),
         )
 
 
 @contextmanager
-def _local(authority: Authority) -> Iterator[Place]:
+def _local(authority: Authority, snapshots: Mapping[str, Path], lock_file: Path) -> Iterator[Place]:
     certificate = authority.issue("localhost")
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    settings = local_app.Settings(api_key=API_KEY, advertised=f"localhost:{port}", drain_s=1)
+    settings = local_app.Settings(
+        snapshots=snapshots,
+        lock_id=locks.read(lock_file).lock_id,
+        image_digest=IMAGE_DIGEST,
+        api_key=API_KEY,
+        advertised=f"localhost:{port}",
+        drain_s=1,
+    )
     loop, stop, ready = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
     apps: list[Any] = []
 
@@ -236,7 +279,7 @@ def _local(authority: Authority) -> Iterator[Place]:
                 "ca_file": str(authority.ca_file),
             },
             lambda: [app.state.engines["medgemma"] for app in apps],
-            Capabilities(request_ids=True, names_fields=True, pins_images=False),
+            Capabilities(request_ids=True, names_fields=True),
         )
     finally:
         loop.call_soon_threadsafe(stop.set)
@@ -247,9 +290,14 @@ def _local(authority: Authority) -> Iterator[Place]:
 
 @contextmanager
 def _vertex(
-    authority: Authority, account: Account, loop: LoopThread, folder: Path, snapshots: Mapping[str, Path]
+    authority: Authority,
+    account: Account,
+    loop: LoopThread,
+    folder: Path,
+    snapshots: Mapping[str, Path],
+    lock_file: Path,
 ) -> Iterator[Place]:
-    inner = local_app.create_app(local_app.Settings())
+    inner = local_app.create_app(local_app.Settings(snapshots=snapshots))
     lifespan = inner.router.lifespan_context(inner)
     loop.run(lifespan.__aenter__(), timeout_s=120)
     vertex = Vertex(authority, folder, account, inner)
@@ -257,13 +305,15 @@ def _vertex(
         snapshot = open_snapshot(snapshots[family])
         served.model_id, served.snapshot_sha256 = snapshot.model_id, snapshot.snapshot_sha256
         served.revision, served.notice = snapshot.revision or "", snapshot.notice or ""
+        served.parent, served.image_digest = snapshot.parent or "", IMAGE_DIGEST
+        served.lock_id = locks.read(lock_file).lock_id
     try:
         with vertex.serving(loop):
             yield Place(
                 "vertex",
                 vertex.settings(),
                 lambda: [inner.state.engines["medgemma"]],
-                Capabilities(request_ids=False, names_fields=False, pins_images=True),
+                Capabilities(request_ids=False, names_fields=False),
             )
     finally:
         loop.run(lifespan.__aexit__(None, None, None), timeout_s=30)

@@ -10,7 +10,9 @@ from typing import Any
 import orjson
 import pytest
 
-from .conftest import QUESTION, Asked
+from medport import lock as locks
+
+from .conftest import IMAGE_DIGEST, PARENT, QUESTION, Asked
 
 Ask = Callable[[Asked, Any], Any]
 
@@ -31,7 +33,9 @@ def _streamed(client: Asked, image: Any) -> Any:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_provenance_is_complete(client: Asked, drawings: list[Any], snapshots: dict[str, Path], verb: str) -> None:
+def test_provenance_is_complete(
+    client: Asked, drawings: list[Any], snapshots: dict[str, Path], lock_file: Path, verb: str
+) -> None:
     family, ask = VERBS[verb]
     manifest = orjson.loads((snapshots[family] / "manifest.json").read_bytes())
 
@@ -50,8 +54,9 @@ def test_provenance_is_complete(client: Asked, drawings: list[Any], snapshots: d
     assert source.time.endswith("+00:00")
     assert source.sdk_version
     assert (source.request_id is not None) == client.place.capabilities.request_ids
-    assert (source.image_digest is not None) == client.place.capabilities.pins_images
-    assert (source.lock_id is not None) == client.place.capabilities.pins_images
+    assert source.image_digest == IMAGE_DIGEST
+    assert source.lock_id == locks.read(lock_file).lock_id
+    assert source.parent == f"medport/elder@unpinned sha256:{PARENT['snapshot_sha256']}"
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -64,7 +69,11 @@ def test_every_result_is_preliminary_and_says_so(client: Asked, drawings: list[A
     as_json = orjson.loads(orjson.dumps(result.to_dict()))
     assert as_json["preliminary"] is True
     assert as_json["notice"] == result.notice
-    assert as_json["provenance"]["snapshot_sha256"] == result.provenance.snapshot_sha256
+    pins = ("model_id", "revision", "snapshot_sha256", "parent", "lock_id", "image_digest", "deployed_model_id")
+    assert {pin: as_json["provenance"][pin] for pin in pins} == {
+        pin: getattr(result.provenance, pin) for pin in pins
+    }
+    assert all(as_json["provenance"][pin] for pin in pins)
     assert result.notice in str(result) or verb == "classify"
 
 

@@ -62,6 +62,7 @@ class ServedModel:
     image_digest: str = "cd" * 32
     lock_id: str = "ef" * 32
     notice: str = ""
+    parent: str = ""
     endpoint: str = "1001"
     deployed_model_id: str = "7001"
     model: str = "mg"
@@ -257,7 +258,10 @@ class Vertex:
             "containerSpec": {
                 "imageUri": f"registry.example/p/serving@sha256:{served.image_digest}",
                 "args": [f"--model={served.model_id}", f"--revision={served.revision}"],
-                "env": [{"name": "MODEL_ID", "value": served.model_id}],
+                "env": [
+                    {"name": "MODEL_ID", "value": served.model_id},
+                    *([{"name": "MEDPORT_PARENT", "value": served.parent}] if served.parent else []),
+                ],
                 "ports": [{"containerPort": 8080}],
             },
         }

@@ -64,6 +64,23 @@ class Deployed:
     since: datetime
     adapters: Mapping[str, str] = field(default_factory=dict)
     """LoRA adapters that ``base+adapter`` may name, and the sha256 of each."""
+    lock_id: str | None = None
+    """Of the lock that the snapshot was held against."""
+    image_digest: str | None = None
+    """sha256 of the container image that this server runs in, 64 hex digits."""
+
+    @property
+    def pins(self) -> Pins:
+        """Which bytes answer: the one source of all that resources, headers, logs and batch jobs say of it."""
+        return Pins(
+            model_id=self.snapshot.model_id,
+            revision=self.snapshot.revision,
+            image_digest=self.image_digest,
+            snapshot_sha256=self.snapshot.snapshot_sha256,
+            lock_id=self.lock_id,
+            notice=self.snapshot.notice,
+            parent=self.snapshot.parent,
+        )
 
     @property
     def family(self) -> Family:
@@ -129,15 +146,8 @@ class Resources:
             raise NotFound(
                 f"model {model} has no version {version:.40}", field="version", remedy=f"it has {VERSION}"
             )
-        snapshot = deployed.snapshot
-        pins = Pins(
-            model_id=snapshot.model_id,
-            revision=snapshot.revision,
-            snapshot_sha256=snapshot.snapshot_sha256,
-            notice=snapshot.notice,
-        )
         since = rfc3339(deployed.since)
-        return model_from_pins(deployed.model_name, VERSION, pins) | {
+        return model_from_pins(deployed.model_name, VERSION, deployed.pins) | {
             "versionAliases": ["default"],
             **_adapters("versionDescription", deployed),
             # Google's client asks for these before it sends a deployment or a batch job.

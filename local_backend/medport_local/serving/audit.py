@@ -246,7 +246,8 @@ class _File:
 def _own(directory: Path) -> FileLock:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = FileLock(directory / "lock", mode=0o600)
+        # Not of one thread: a server opens its log in one worker thread and closes it in another.
+        lock = FileLock(directory / "lock", mode=0o600, thread_local=False)
         lock.acquire(timeout=0)
     except LockTimeout:
         raise ConfigError(

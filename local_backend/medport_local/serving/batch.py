@@ -18,6 +18,8 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import orjson
+
 from medport.errors import InputError, MedportError, NotFound, ServerError
 from medport.wire import checked
 from medport_local.engine.embedder import Embedder
@@ -146,8 +148,11 @@ class Batches:
         job.rows = sum(plan)
         moment = job.created.strftime("%Y_%m_%dT%H_%M_%S_%f")[:-3] + "Z"
         prefix = job.request.output_config.gcs_destination.output_uri_prefix.rstrip("/")
-        job.folder = f"{prefix}/prediction-{job.served.endpoint_id}-{moment}"
+        name = f"{job.served.endpoint_id}-{moment}"
+        job.folder = f"{prefix}/prediction-{name}"
         await self._blocking(job, self._files.make, job.folder)
+        # Beside the folder: Google's client takes every file in it for one of rows.
+        await self._blocking(job, self._say_whose, job, f"{prefix}/provenance-{name}.json")
         async with aclosing(self._answers(job, self._files.rows(uris))) as answers:
             for i, rows in enumerate(plan):
                 fault = await self._shard(job, f"{i:05}-of-{len(plan):05}", rows, answers)
@@ -157,6 +162,15 @@ class Batches:
                     raise fault
             async for _ in answers:
                 raise _changed()
+
+    def _say_whose(self, job: Job, name: str) -> None:
+        """Write down which bytes give the results: a row has no room for it, and files outlive the job."""
+        output = self._files.output(name)
+        try:
+            output.write(orjson.dumps(job.provenance(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+            output.commit()
+        finally:
+            output.discard()
 
     async def _shard(
         self, job: Job, part: str, rows: int, answers: AsyncGenerator[Answered, None]

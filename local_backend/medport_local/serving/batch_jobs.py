@@ -181,6 +181,17 @@ class Job:
         else:
             self.state = "CANCELLED" if self.stopped() else "SUCCEEDED"
 
+    def provenance(self) -> dict[str, Any]:
+        """Which bytes answer its rows, and since when: the content of ``provenance-….json`` beside the results."""
+        served = self.served
+        return {
+            "job": self.name,
+            "model": f"{served.model}@{served.model_version_id}",
+            "deployed_model_id": served.deployed_model_id,
+            **served.pins.as_dict(),
+            "started": rfc3339(self.started or self.created),
+        }
+
     def resource(self) -> dict[str, Any]:
         """The BatchPredictionJob as Vertex shows it."""
         shown: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from medport.errors import NotFound
 from medport.images import Limits
-from medport.wire.vertex import DEPLOYED_MODEL_HEADER, MODEL_HEADER, MODEL_VERSION_HEADER
+from medport.wire.vertex import ADAPTER_HEADER, DEPLOYED_MODEL_HEADER, MODEL_HEADER, MODEL_VERSION_HEADER, Pins
 from medport_local.engine.adapters import parse_model
 from medport_local.engine.embedder import Embedder
 from medport_local.engine.engine import Engine
@@ -25,8 +25,6 @@ Dialect = Literal["vllm", "dicom", "medsiglip"]
 
 IMAGE_LIMITS = Limits(max_pixels=40_000_000)
 """The largest detectors in use have some 30 million pixels; more would only serve an attacker."""
-ADAPTER_HEADER = "X-Medport-Adapter"
-"""LoRA adapters that took part in an answer, ``name@sha256``: the bytes beside the snapshot's."""
 SERVER_SIDE_PX = 6144
 """An image up to this is resized only once, by the model's own processor: embeddings equal transformers' own."""
 
@@ -80,8 +78,8 @@ class Served:
     model_version_id: str
     model_display_name: str
     """The model id, such as ``google/medgemma-4b-it``."""
-    revision: str | None = None
-    snapshot_sha256: str = ""
+    pins: Pins = field(default_factory=Pins)
+    """Which bytes answer."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """LoRA adapters that ``base+adapter`` may name, and the sha256 of each."""
     bounds: Bounds = DEDICATED
@@ -91,8 +89,9 @@ class Served:
     """Unix time of the deployment."""
 
     def headers(self) -> dict[str, str]:
-        """What a data-plane answer carries, as Vertex does on raw predictions."""
+        """What a data-plane answer carries: as Vertex does on raw predictions, and which bytes gave it."""
         return {
+            **self.pins.headers(),
             DEPLOYED_MODEL_HEADER: self.deployed_model_id,
             MODEL_HEADER: self.model,
             MODEL_VERSION_HEADER: self.model_version_id,
@@ -103,9 +102,7 @@ class Served:
         facts.endpoint = self.endpoint_id
         facts.deployed_model = self.deployed_model_id
         facts.model = f"{self.model}@{self.model_version_id}"
-        facts.model_id = self.model_display_name
-        facts.revision = self.revision
-        facts.snapshot_sha256 = self.snapshot_sha256
+        facts.pins = self.pins
 
     def adapter_of(self, model: str | None) -> str | None:
         """The LoRA adapter that ``model`` names after its ``+``; ``None`` for the base alone.

@@ -92,14 +92,17 @@ def models(served: Mapping[str, Served]) -> dict[str, object]:
 
 def model(each: Served, adapter: str | None = None) -> dict[str, object]:
     """One endpoint as a model; with an adapter, the two together as one whose ``parent`` is the endpoint."""
+    pins = each.pins.as_dict()
+    del pins["model_id"]  # it is the root
+    derived_from = pins.pop("parent")  # which is the key for adapters here
     card: dict[str, object] = {
         "id": each.endpoint_id,
         "object": "model",
         "created": each.since,
         "owned_by": "medport",
         "root": each.model_display_name,
-        "revision": each.revision,
-        "snapshot_sha256": each.snapshot_sha256,
+        **pins,
+        "derived_from": derived_from,
     }
     if adapter is None:
         return card

@@ -24,6 +24,7 @@ from medport.wire.vertex import (
     DEPLOYED_MODEL_HEADER,
     MODEL_HEADER,
     MODEL_VERSION_HEADER,
+    PIN_HEADERS,
     REQUEST_ID_HEADER,
     TIMEOUT_HEADER,
     EndpointList,
@@ -166,11 +167,16 @@ _HEADERS: Json = {
     "DeployedModelId": {"description": "Whose answer it is.", "schema": {"type": "string"}},
     "Model": {"description": "Its model's resource name.", "schema": {"type": "string"}},
     "ModelVersionId": {"description": "Its model's version.", "schema": {"type": "string"}},
+    "Pin": {
+        "description": "Which bytes gave the answer, as far as it is known; what no header may hold as in a URL.",
+        "schema": {"type": "string"},
+    },
 }
-_VERTEX_HEADERS = {
+_ANSWER_HEADERS = {
     DEPLOYED_MODEL_HEADER: "DeployedModelId",
     MODEL_HEADER: "Model",
     MODEL_VERSION_HEADER: "ModelVersionId",
+    **dict.fromkeys(PIN_HEADERS.values(), "Pin"),
 }
 
 
@@ -237,7 +243,7 @@ def _path_parameters(row: Route) -> Iterable[Json]:
 
 
 def _responses(row: Route, said: Operation) -> Json:
-    names = {REQUEST_ID_HEADER: "RequestId"} | (_VERTEX_HEADERS if row.action == "infer" else {})
+    names = {REQUEST_ID_HEADER: "RequestId"} | (_ANSWER_HEADERS if row.action == "infer" else {})
     content: Json = {media: {"schema": _TEXTS[media]} for media in said.texts}
     if said.reply:
         content[JSON] = {"schema": _any_of(said.reply)}

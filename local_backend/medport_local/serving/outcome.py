@@ -9,6 +9,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
+from medport.wire.vertex import Pins
+
 T = TypeVar("T")
 
 Operation = Literal["chat", "text_completion", "embeddings"]
@@ -24,10 +26,8 @@ class Facts:
     deployed_model: str | None = None
     model: str | None = None
     """Resource name of the model, with its version."""
-    model_id: str | None = None
-    """Repository, such as ``google/medgemma-4b-it``."""
-    revision: str | None = None
-    snapshot_sha256: str | None = None
+    pins: Pins = field(default_factory=Pins)
+    """Which bytes answer."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """LoRA adapters that took part, by name, and the sha256 of each."""
     operation: Operation | None = None

@@ -129,6 +129,10 @@ class ModelCard(Deferred):
     root: str
     revision: str | None
     snapshot_sha256: str
+    lock_id: str | None
+    image_digest: str | None
+    derived_from: str | None
+    """The snapshot that this one was made from, such as one with int8 weights."""
     parent: str | None = None
     """The endpoint, of one with an adapter."""
     adapter_sha256: str | None = None

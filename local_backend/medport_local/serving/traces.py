@@ -75,11 +75,11 @@ def _attributes(outcome: Outcome) -> dict[str, str | int | float | list[str]]:
             "gen_ai.provider.name": SYSTEM,
             # As it is served, not as it was asked for: what a caller writes there is his own text.
             "gen_ai.request.model": facts.endpoint,
-            "gen_ai.response.model": facts.model_id,
+            "gen_ai.response.model": facts.pins.model_id,
             "gen_ai.response.finish_reasons": list(facts.finish_reasons) or None,
             "gen_ai.usage.input_tokens": facts.prompt_tokens,
             "gen_ai.usage.output_tokens": facts.completion_tokens if facts.operation != "embeddings" else None,
-            "medport.model.revision": facts.revision,
+            "medport.model.revision": facts.pins.revision,
             "medport.model.adapters": list(facts.adapters) or None,
             "medport.first_token_s": outcome.first_token_s,
         }

@@ -146,9 +146,7 @@ class Visit:
             "endpoint": facts.endpoint,
             "deployed_model": facts.deployed_model,
             "model": facts.model,
-            "model_id": facts.model_id,
-            "revision": facts.revision,
-            "snapshot_sha256": facts.snapshot_sha256,
+            **facts.pins.as_dict(),
             "adapters": dict(facts.adapters),
             "input_hmac_sha256": exchange.body_digest.hexdigest() if exchange.body_digest else None,
         }

@@ -1,7 +1,8 @@
-"""Keep what the network libraries log about a request out of the logs: signed addresses and headers.
+"""Keep what the network libraries say about a request out of the logs: it is full of addresses, headers and UIDs.
 
-httpx logs whole URLs at INFO, and the hub's storage is read with URLs that hold a signature. They are silenced
-only in the thread that asks, and only while it does.
+httpx logs whole URLs at INFO, which may hold a signature, httpcore answers' headers at DEBUG, dicomweb-client UIDs
+at INFO and headers at DEBUG, google-api-core the errors it retries. They are silenced only in the thread that
+asks, and only while it does.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LIBRARIES = frozenset(
-    {"httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub", "requests", "urllib3", "google"}
-)
+_LIBRARIES = frozenset((
+    "httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub", "requests", "urllib3", "google",
+    "dicomweb_client", "retrying",
+))  # fmt: skip
 _here = threading.local()
 
 

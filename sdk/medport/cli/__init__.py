@@ -1,4 +1,4 @@
-"""The command line: ``medport chat | embed | classify | config | doctor | version | serve | audit | keys …``."""
+"""The command line: ``medport chat | embed | classify | doctor | serve | snapshot | bundle | audit | keys …``."""
 
 from __future__ import annotations
 
@@ -58,6 +58,18 @@ app.add_typer(_config, name="config")
 def serve(context: typer.Context) -> int:
     """Serve both models on this machine: medport serve --help."""
     return _run_local("serve", context)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def snapshot(context: typer.Context) -> int:
+    """Fetch, verify, lock and keep models in a store: medport snapshot --help."""
+    return _run_local("snapshot", context)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bundle(context: typer.Context) -> int:
+    """Pack all that a site without a network needs into one signed file: medport bundle --help."""
+    return _run_local("bundle", context)
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

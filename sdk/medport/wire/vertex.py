@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 from pydantic import ConfigDict, Field
@@ -25,8 +26,21 @@ MODEL_VERSION_HEADER = "X-Vertex-AI-Model-Version-Id"
 REQUEST_ID_HEADER = "X-Request-Id"
 TIMEOUT_HEADER = "X-Request-Timeout-S"
 """Seconds after which the caller gives up; our server then stops working on the request."""
+ADAPTER_HEADER = "X-Medport-Adapter"
+"""LoRA adapters that took part in an answer, ``name@sha256``: the bytes beside the snapshot's."""
 ERROR_DOMAIN = "medport"
 _ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+
+
+PIN_HEADERS: Mapping[str, str] = {
+    "model_id": "X-Medport-Model-Id",
+    "revision": "X-Medport-Revision",
+    "snapshot_sha256": "X-Medport-Snapshot-Sha256",
+    "parent": "X-Medport-Parent",
+    "lock_id": "X-Medport-Lock-Id",
+    "image_digest": "X-Medport-Image-Digest",
+}
+"""Our own on answers, by the names of ``Pins``."""
 
 
 class Resource(Deferred):
@@ -88,15 +102,34 @@ class Pins:
     lock_id: str | None = None
     notice: str | None = None
     """A warning that belongs to the model itself, such as that it is a phantom."""
+    parent: str | None = None
+    """What the snapshot was derived from, such as one with int8 weights: model, revision and sha256 in a line."""
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The pins by name, without the notice: what logs, tables of models and batch jobs carry."""
+        return {key: getattr(self, key) for key in PIN_HEADERS}
+
+    def headers(self) -> dict[str, str]:
+        """The pins as headers of an answer, for clients that look up no Model resource; only what is known.
+
+        What a header may not hold is written as in a URL: an id comes from a snapshot's manifest.
+        """
+        return {PIN_HEADERS[key]: quote(value, safe=_PLAIN) for key, value in self.as_dict().items() if value}
 
 
+_PLAIN = " !#$&'()*+,/:;=?@[]"
 # A label value holds 63 characters and a sha256 in hex is 64: base32 without padding needs 52, losslessly.
 _LABELS = {
     "snapshot_sha256": "medport-snap",
     "image_digest": "medport-image",
     "lock_id": "medport-lock",
 }
-_ENV = {"model_id": "MODEL_ID", "revision": "MEDPORT_REVISION", "snapshot_sha256": "MEDPORT_SNAPSHOT_SHA256"}
+_ENV = {
+    "model_id": "MODEL_ID",
+    "revision": "MEDPORT_REVISION",
+    "snapshot_sha256": "MEDPORT_SNAPSHOT_SHA256",
+    "parent": "MEDPORT_PARENT",
+}
 
 
 def model_from_pins(name: str, version_id: str, pins: Pins) -> dict[str, Any]:
@@ -129,6 +162,7 @@ def pins_from_model(model: ModelResource) -> Pins:
         snapshot_sha256=found.get("snapshot_sha256"),
         lock_id=found.get("lock_id"),
         notice=model.description or None,
+        parent=found["parent"],
     )
 
 

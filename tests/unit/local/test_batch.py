@@ -16,6 +16,7 @@ import pytest
 from support.polling import wait_until
 
 from medport.errors import ConfigError, InputError, MedportError
+from medport.wire.vertex import ModelResource, pins_from_model
 from medport_local import inprocess
 from medport_local.app import Settings
 from medport_local.engine.engine import EngineLimits
@@ -303,6 +304,20 @@ def test_answer_of_another_form_never_counts_as_a_result(answer: dict[str, Any])
 
 
 # Files
+
+
+def test_which_bytes_gave_the_rows_stands_beside_them(http: httpx.Client, folder: Path) -> None:
+    job = run(http, body(write(folder, "chat.jsonl", CHAT), "medgemma"))
+
+    results = folder / job["outputInfo"]["gcsOutputDirectory"]
+    said = json.loads((results.parent / f"{results.name.replace('prediction', 'provenance')}.json").read_text())
+    model = http.get(f"/v1/{job['model']}").json()
+    pins = pins_from_model(ModelResource.model_validate(model))
+    assert {key: said[key] for key in pins.as_dict()} == pins.as_dict()
+    assert said["snapshot_sha256"]
+    assert said["job"] == job["name"]
+    assert said["model"] == job["model"]
+    assert said["deployed_model_id"] == model["deployedModels"][0]["deployedModelId"]
 
 
 def test_many_rows_go_into_several_files_in_order(

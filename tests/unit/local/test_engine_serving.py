@@ -29,13 +29,13 @@ from support.running import LoopThread
 
 import medport
 from medport.errors import NotFound
+from medport.wire.vertex import ADAPTER_HEADER
 from medport_local.app import Settings
 from medport_local.engine.engine import EngineLimits
 from medport_local.engine.scheduler import Batch
 from medport_local.engine.sequence import GenerationRequest
 from medport_local.opening import ModelOptions
 from medport_local.serving import keys
-from medport_local.serving.endpoints import ADAPTER_HEADER
 
 ROOT = "/v1/projects/local/locations/europe-west4"
 GEMMA, DICOM, SIGLIP = (f"{ROOT}/endpoints/{name}" for name in ("medgemma", "medgemma-dicom", "medsiglip"))
@@ -353,6 +353,8 @@ def test_client_names_an_adapter_whole_and_streamed(place: Place, secrets: tuple
 
     assert [request.adapter for request in seen] == ["chest", "chest"]
     assert whole.text == streamed.text
+    sha = place.server.app.state.standing["medgemma"].adapters["chest"]
+    assert whole.provenance.adapters == streamed.provenance.adapters == {"chest": sha}
 
 
 def test_client_tells_that_an_adapter_is_not_there(place: Place, secrets: tuple[Path, dict[str, str]]) -> None:

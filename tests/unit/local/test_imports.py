@@ -21,6 +21,9 @@ import pytest
         ("medport_local.engine.detokenizer", {"torch", "transformers", "starlette"}),
         ("medport_local.control.resources", {"torch", "transformers", "starlette"}),
         ("medport_local.cli", {"torch", "transformers", "starlette"}),
+        ("medport_local.cli_lock", {"torch", "transformers", "starlette"}),
+        ("medport_local.selection", {"torch", "transformers", "starlette"}),
+        ("medport_local.container_settings", {"torch", "transformers", "starlette"}),
         ("medport_local.engine.engine", {"starlette", "uvicorn"}),
     ],
 )

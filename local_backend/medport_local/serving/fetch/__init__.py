@@ -21,8 +21,8 @@ from medport_local.serving.fetch.dicomweb import DicomWeb
 from medport_local.serving.fetch.errand import DEFAULT_LIMITS, Errand, FetchLimits
 from medport_local.serving.fetch.errors import FetchCode, FetchError
 from medport_local.serving.fetch.gcs import Buckets
-from medport_local.serving.fetch.quiet import quiet
 from medport_local.serving.fetch.web import Web
+from medport_local.sources.quiet import quiet
 
 __all__ = ["AllowList", "FetchCode", "FetchError", "FetchLimits", "Fetcher", "Resolver"]
 
