@@ -16,6 +16,8 @@ from medport_local.engine.decoder import Decoder
 from medport_local.engine.embedder import Embedder, EmbedderLimits
 from medport_local.engine.engine import Engine, EngineLimits, TorchEngine
 from medport_local.engine.loading import DtypeRule, Gemma, load_codecs, load_gemma, load_siglip
+from medport_local.engine.sealed import SealedWeights
+from medport_local.engine.weights import ReadShard, read_shard
 from medport_local.snapshot import Snapshot
 from medport_local.standing import Room, Standing, device_name, dtype_name, weights_bytes
 
@@ -44,6 +46,9 @@ class ModelOptions:
     """LoRA adapters for MedGemma: directories by the names that callers ask for."""
     engine_state: Path | None = None
     """The directory of the records that ``medport engine verify`` writes; vLLM needs one."""
+    sealed: SealedWeights | None = None
+    """Keeps the weights that were verified for the next model of the same snapshot in this process; torch's only.
+    By default every load reads and hashes them again."""
 
     def __post_init__(self) -> None:
         for name, value in (("dtype", self.dtype), ("embed-dtype", self.embed_dtype)):
@@ -57,6 +62,11 @@ class ModelOptions:
             raise ConfigError("vLLM serves no adapters here", field="adapter", remedy="leave out --engine vllm")
         if self.engine == "vllm" and self.engine_state is None:
             raise ConfigError("vLLM needs its records", field="engine-state", remedy="give --engine-state DIR")
+
+    @property
+    def read(self) -> ReadShard:
+        """What reads the weights."""
+        return read_shard if self.sealed is None else self.sealed.read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +96,7 @@ def open_model(
         return _open_siglip(snapshot, options, embedder_limits)
     if options.engine == "vllm":
         return _open_vllm(snapshot, options, engine_limits or EngineLimits())
-    gemma = load_gemma(snapshot, device=options.device, dtype=options.dtype)
+    gemma = load_gemma(snapshot, device=options.device, dtype=options.dtype, read=options.read)
     dtype = Decoder.of(gemma).dtype
     adapters = _load_adapters(gemma, dtype, snapshot, options.adapters)
     engine = TorchEngine(gemma, snapshot, limits=engine_limits, adapters=adapters)
@@ -108,7 +118,7 @@ def open_model(
 def _open_siglip(snapshot: Snapshot, options: ModelOptions, limits: EmbedderLimits | None) -> Opened:
     # Measuring begins from the precise one.
     rule = "float32" if options.embed_dtype == "auto" else options.embed_dtype
-    siglip = load_siglip(snapshot, device=options.device, dtype=rule)
+    siglip = load_siglip(snapshot, device=options.device, dtype=rule, read=options.read)
     # The embedder may pack the weights, which are no parameters then.
     count, device = siglip.model.num_parameters(), siglip.device
     embedder = Embedder(siglip, limits=limits, dtype=options.embed_dtype)

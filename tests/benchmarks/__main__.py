@@ -15,6 +15,7 @@ QUESTIONS = (
     "sampling.py",
     "kernels.py",
     "quantised.py",
+    "verify_rate.py",
     "load.py",
     "load_engine.py",
 )

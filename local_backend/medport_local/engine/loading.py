@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from medport_local.engine.codecs import ImageCodec, SiglipTextCodec, TextCodec
 from medport_local.engine.int8_weights import Int8Weights
 from medport_local.engine.kernels import Int8
 from medport_local.engine.torchvision_check import IMPORT_FAULTS, check_torchvision
-from medport_local.engine.weights import read_shards
+from medport_local.engine.weights import ReadShard, Shard, read_shard, reading
 from medport_local.snapshot import Snapshot
 
 try:
@@ -131,21 +131,26 @@ def _quiet() -> Iterator[None]:
 
 
 @_quiet()
-def load_gemma(snapshot: Snapshot, *, device: str | None = None, dtype: DtypeRule = "auto") -> Gemma:
+def load_gemma(
+    snapshot: Snapshot, *, device: str | None = None, dtype: DtypeRule = "auto", read: ReadShard = read_shard
+) -> Gemma:
     """Load a MedGemma snapshot.
 
     Args:
         device: as ``devices.choose`` takes it.
         dtype: ``auto`` is float32 for a model of less than 200 million parameters, bfloat16 for others.
+        read: gives the weights; ``SealedWeights.read`` keeps them for the next model of the same snapshot.
 
     Raises:
         VerificationError: weights are missing, unknown or of the wrong shape, or a file changed meanwhile.
         ConfigError: there is no such device.
     """
     where = devices.choose(device)
-    codecs, config, generation = _gemma_codecs(snapshot, where)
     model_class = Gemma3ForConditionalGeneration if snapshot.takes_images else Gemma3ForCausalLM
-    model, int8 = _load(model_class, config, snapshot, where, dtype)
+    # The weights take longest: the tokenizer and the empty model are made while they are read.
+    with reading(snapshot, read) as shards:
+        codecs, config, generation = _gemma_codecs(snapshot, where)
+        model, int8 = _load(model_class, config, snapshot, shards, where, dtype)
     model.generation_config = generation
     return replace(codecs, model=model, int8=int8)
 
@@ -189,14 +194,17 @@ def _gemma_codecs(snapshot: Snapshot, device: torch.device) -> tuple[Gemma, Any,
 
 
 @_quiet()
-def load_siglip(snapshot: Snapshot, *, device: str | None = None, dtype: DtypeRule = "auto") -> Siglip:
+def load_siglip(
+    snapshot: Snapshot, *, device: str | None = None, dtype: DtypeRule = "auto", read: ReadShard = read_shard
+) -> Siglip:
     """Load a MedSigLIP snapshot. Arguments and errors are those of ``load_gemma``."""
     where = devices.choose(device)
-    with _configuration(snapshot) as folder:
-        config = SiglipConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = SiglipTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        images = _image_codec(SiglipImageProcessorPil, folder)
-    model, _ = _load(SiglipModel, config, snapshot, where, dtype)
+    with reading(snapshot, read) as shards:
+        with _configuration(snapshot) as folder:
+            config = SiglipConfig.from_pretrained(folder, local_files_only=True)
+            tokenizer = SiglipTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            images = _image_codec(SiglipImageProcessorPil, folder)
+        model, _ = _load(SiglipModel, config, snapshot, shards, where, dtype)
     return Siglip(
         model=model,
         text=SiglipTextCodec(tokenizer, snapshot.max_context),
@@ -238,11 +246,16 @@ def _configuration(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _load(
-    model_class: Any, config: Any, snapshot: Snapshot, device: torch.device, rule: DtypeRule
+    model_class: Any,
+    config: Any,
+    snapshot: Snapshot,
+    shards: Iterable[Shard],
+    device: torch.device,
+    rule: DtypeRule,
 ) -> tuple[Any, Mapping[str, Int8]]:
     model = empty_model(model_class, config)
     dtype = _dtype(model, rule)
-    shards, int8 = read_shards(snapshot), Int8Weights(model if snapshot.int8 else None, device)
+    int8 = Int8Weights(model if snapshot.int8 else None, device)
     fill_model(model, int8.taken_from(shards), device=device, dtype=dtype, rebuild=_buffer, elsewhere=int8.places)
     # As from_pretrained leaves them; parts of the library ask the configuration.
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):

@@ -237,7 +237,9 @@ def test_verifying_an_engine_that_is_not_there_is_a_setting_at_fault(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["serve", "audit", "keys", "engine", "quantize", "bench"])
+@pytest.mark.parametrize(
+    "command", ["serve", "snapshot", "bundle", "audit", "keys", "engine", "quantize", "bench"]
+)
 def test_command_line_of_the_sdk_knows_each_local_command(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
