@@ -34,7 +34,7 @@ app = typer.Typer(help="Frozen snapshots of models in this machine's store.", no
 @app.command("list", epilog="Example: medport snapshot list")
 def list_snapshots(store: StoreDir = None, as_json: AsJson = False) -> None:
     """List the snapshots: what they are, their size, when they came, and which pins keep them."""
-    found = open_store(store, create=True).list()
+    found = open_store(store).list()
     if as_json:
         print_json({"snapshots": [as_dict(each) for each in found]})
     elif not found:

@@ -52,8 +52,13 @@ def read_manifest_hashed(directory: Path) -> tuple[Manifest | None, str | None]:
 
 
 def snapshot_names(layout: Layout) -> list[str]:
-    """The snapshots that are there, by their sha256."""
-    return sorted(path.name for path in layout.snapshots.iterdir() if SHA256.fullmatch(path.name))
+    """The snapshots that are there, by their sha256. What only looks like one is left to ``verify``."""
+    return sorted(path.name for path in layout.snapshots.iterdir() if is_snapshot(path))
+
+
+def is_snapshot(path: Path) -> bool:
+    """Whether a path in ``snapshots/`` is a snapshot's directory and no link to one."""
+    return SHA256.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def pin_names(layout: Layout) -> list[str]:

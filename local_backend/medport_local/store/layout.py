@@ -134,7 +134,7 @@ def opened(root: Path, *, create: bool) -> Layout:
         ConfigError: there is none, it is of another format, others may write to it, or it cannot be made.
     """
     root = root.expanduser().resolve()
-    if not (root / "format").is_file():
+    if not _has_format(root):
         if not create:
             raise ConfigError(
                 f"there is no store in {root}", field="store", remedy="medport snapshot pull or add makes one"
@@ -145,11 +145,20 @@ def opened(root: Path, *, create: bool) -> Layout:
     return Layout(root)
 
 
+def _has_format(root: Path) -> bool:
+    try:
+        return (root / "format").is_file()
+    except PermissionError as fault:
+        raise ConfigError(
+            f"the store in {root} may not be read by this user", field="store", remedy="run as its owner"
+        ) from fault
+
+
 def _make(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise ConfigError(f"{root} is not a directory", field="store", remedy="give another --store")
     # What a process that was killed left behind is ours; anything else is not.
-    known = {*_FOLDERS, *_PRIVATE_FOLDERS, ".format.new"}
+    known = {*_FOLDERS, *_PRIVATE_FOLDERS, ".format.new", "format"}  # the last, if another was just sooner
     if root.is_dir() and any(each.name not in known for each in root.iterdir()):
         raise ConfigError(
             f"{root} holds other things and is no store", field="store", remedy="give an empty directory"

@@ -41,7 +41,7 @@ def _repair(layout: Layout, finding: Finding) -> Finding:
             os.chmod(path, disk.SEALED_DIRECTORY if path.is_dir() else disk.FILE_MODE)
         case "damaged" if not path.is_relative_to(layout.snapshots):
             _take_out_blob(layout, path)
-        case "stranger" if not path.is_relative_to(layout.snapshots):
+        case "stranger" if not path.is_relative_to(layout.snapshots) or path.parent == layout.snapshots:
             _take_out(layout, path)
         case "damaged" | "stranger":
             with disk.unsealed(_snapshot_of(layout, path)):

@@ -13,7 +13,7 @@ from pathlib import Path
 from medport.errors import NotFound, NotReady
 from medport_local.snapshot import MANIFEST, Snapshot, open_snapshot
 from medport_local.snapshot_file import refuse
-from medport_local.store import collecting, disk, entries, layout, verifying
+from medport_local.store import collecting, disk, entries, layout, repairing, verifying
 from medport_local.store.collecting import Collected
 from medport_local.store.disk import disk_faults
 from medport_local.store.intake import Intake
@@ -154,7 +154,8 @@ class Store:
         if stored is not None and not self._layout.snapshot(stored.snapshot_sha256).is_dir():
             raise _gone(stored)
         with disk_faults():
-            return verifying.verify(self._layout, sha256, told=told, repair=repair)
+            findings = verifying.verify(self._layout, sha256, told=told)
+            return repairing.repair(self._layout, findings) if repair and findings else findings
 
     def collect(self, *, dry_run: bool, keep: timedelta | None = None) -> Collected:
         """Remove snapshots that nobody pinned or holds, and blobs and partial files that nobody needs.

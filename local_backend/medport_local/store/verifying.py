@@ -1,4 +1,4 @@
-"""Looking whether everything in the store is what it is called, and taking out what is not.
+"""Looking whether everything in the store is what it is called.
 
 Every blob is hashed, and every file of a snapshot that is not a link to one. Snapshots are held meanwhile.
 """
@@ -49,21 +49,13 @@ class Finding:
     """What repairing can do about it."""
 
 
-def verify(
-    layout: Layout, sha256: str | None, *, told: Callable[[int, int], None] | None, repair: bool
-) -> list[Finding]:
-    """See ``Store.verify``."""
-    from medport_local.store import repairing
-
+def verify(layout: Layout, sha256: str | None, *, told: Callable[[int, int], None] | None) -> list[Finding]:
+    """Look at one snapshot, or at everything. See ``Store.verify``."""
     with ExitStack() as stack:
         names = entries.snapshot_names(layout) if sha256 is None else [sha256]
         for name in names:
             _hold(layout, stack, name)
-        look = _Look(layout, names, everything=sha256 is None)
-        findings = look.findings(told)
-    if repair and findings:
-        findings = repairing.repair(layout, findings)
-    return findings
+        return _Look(layout, names, everything=sha256 is None).findings(told)
 
 
 def _hold(layout: Layout, stack: ExitStack, name: str) -> None:
@@ -76,9 +68,8 @@ def _hold(layout: Layout, stack: ExitStack, name: str) -> None:
 class _Look:
     def __init__(self, layout: Layout, names: list[str], *, everything: bool) -> None:
         self._layout = layout
-        self._names = [
-            name for name in names if layout.snapshot(name).is_dir()
-        ]  # some may just have been collected
+        # Some may just have been collected.
+        self._names = [name for name in names if layout.snapshot(name).is_dir()]
         self._everything = everything
         self._users: dict[str, list[str]] = {}
         """References of snapshots by the blobs that they need."""
@@ -88,7 +79,7 @@ class _Look:
     def findings(self, told: Callable[[int, int], None] | None) -> list[Finding]:
         found = [finding for name in self._names for finding in self._snapshot(name)]
         if self._everything:
-            found += [*self._blobs(), *self._pins()]
+            found += [*self._beside(), *self._blobs(), *self._pins()]
         return found + self._hashes(told)
 
     def _snapshot(self, name: str) -> Iterator[Finding]:
@@ -145,12 +136,18 @@ class _Look:
 
     def _file(self, place: str, path: Path, sha256: str, reference: str) -> Iterator[Finding]:
         own, blob = os.lstat(path), self._layout.blob(sha256)
-        linked = os.path.lexists(blob) and os.path.samestat(own, os.lstat(blob))
+        linked = _is_same(own, blob)
         target = blob if linked else path
         _, users = self._expected.get(target, ("", ()))
         self._expected[target] = (sha256, (*users, reference))
         if own.st_mode & _WRITABLE and not (linked and self._everything):  # else it is said of the blob
             yield _loose(place)
+
+    def _beside(self) -> Iterator[Finding]:
+        """What lies between the snapshots; what begins with a dot is under way."""
+        for path in sorted(self._layout.snapshots.iterdir()):
+            if not path.name.startswith(".") and not entries.is_snapshot(path) and _mode(path):
+                yield _stranger(f"snapshots/{path.name}")
 
     def _blobs(self) -> Iterator[Finding]:
         root = self._layout.root
@@ -189,8 +186,8 @@ class _Look:
             outcome = found[path]
             place = path.relative_to(self._layout.root).as_posix()
             if isinstance(outcome, VerificationError):
-                if not os.path.lexists(path) and not users:
-                    continue  # collected meanwhile
+                if isinstance(outcome.__context__, FileNotFoundError) and not users:
+                    continue  # collected meanwhile, and perhaps already there again
                 fault = outcome.message.partition(": ")[2]
             elif outcome.sha256 == sha256:
                 continue
@@ -208,6 +205,13 @@ def _loose(place: str) -> Finding:
 
 def _stranger(place: str, *references: str) -> Finding:
     return Finding(place, "does not belong there", REPAIR, references, kind="stranger")
+
+
+def _is_same(own: os.stat_result, blob: Path) -> bool:
+    try:
+        return os.path.samestat(own, os.lstat(blob))
+    except FileNotFoundError:
+        return False
 
 
 def _mode(path: Path) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.snapshots import write_snapshot
-from support.store_worker import Worker
+from support.store_worker import NOBODY, Worker, may_become_another
 
 from medport_local.store import Store
 
@@ -45,8 +45,8 @@ def open_place() -> Iterator[Path]:
     # In memory, where there is a place for it: hundreds of stores, each of which asks the disk for fsync.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     made = Path(tempfile.mkdtemp(prefix="medport-store-test-", dir=memory))
-    if os.getuid() == 0:
-        os.chown(made, 65534, 65534)
+    if may_become_another():
+        os.chown(made, NOBODY, NOBODY)
     made.chmod(0o755)
     yield made
     for path, _, _ in os.walk(made):

@@ -166,7 +166,9 @@ def test_pin_and_unpin(store: Store, stored: Stored) -> None:
     assert isinstance(run(store, "unpin", "ward-3").exception, NotFound)
 
 
-@pytest.mark.parametrize("command", [["show", "x"], ["verify"], ["gc"], ["pin", "a", "b"], ["unpin", "a"]])
+@pytest.mark.parametrize(
+    "command", [["list"], ["show", "x"], ["verify"], ["gc"], ["pin", "a", "b"], ["unpin", "a"]]
+)
 def test_command_about_a_store_that_is_not_there_makes_none(tmp_path: Path, command: list[str]) -> None:
     done = CliRunner().invoke(cli_snapshot.app, [*command, "--store", str(tmp_path / "none")])
 

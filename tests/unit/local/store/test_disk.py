@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from support.snapshots import add, manifest_of, write_snapshot
-from support.store_worker import Worker
+from support.store_worker import Worker, may_become_another
 
 from medport.errors import ConfigError
 from medport_local.store import Store, default_root
 
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount, or become somebody else")
+as_root = pytest.mark.skipif(not may_become_another(), reason="this process cannot become somebody else")
 
 
 def mounted(where: Path, *options: str) -> bool:
@@ -164,6 +164,16 @@ def test_store_that_cannot_be_written_is_listed_opened_and_verified(
     for outcome in written:
         assert outcome["error"][0] == "ConfigError", outcome
         assert "may not be written" in outcome["error"][1]
+
+
+@as_root
+def test_private_store_of_another_user_is_said_to_be_one(open_place: Path, worker: Worker) -> None:
+    add(Store(open_place / "store"), write_snapshot(open_place / "one"))
+
+    outcomes = [worker.run(action, open_place / "store", unprivileged=True) for action in ("read", "collect")]
+
+    assert [each["error"][0] for each in outcomes] == ["ConfigError"] * 2
+    assert all("may not be read by this user" in each["error"][1] for each in outcomes)
 
 
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])

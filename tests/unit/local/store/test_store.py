@@ -13,7 +13,7 @@ import pytest
 from support.snapshots import add, manifest_of, read_from, record, safetensors, write_snapshot
 
 from medport.errors import ConfigError, NotFound, VerificationError
-from medport_local.snapshot import MANIFEST, open_snapshot
+from medport_local.snapshot import MANIFEST, digest_of, open_snapshot
 from medport_local.store import Store, Terms
 
 
@@ -125,6 +125,26 @@ def test_manifest_whose_digest_is_not_its_own_is_refused(store: Store, folder: P
         receive(intake, folder, manifest.files)
         with pytest.raises(VerificationError, match="not that of its own table"):
             intake.commit(manifest.model_copy(update={"snapshot_sha256": "0" * 64}), record())
+
+
+@pytest.mark.parametrize(
+    "name", ["../../outside.json", "/tmp/outside.json", "a/../../../outside.json", "x.py", "x"]
+)
+def test_manifest_cannot_give_received_bytes_a_name_outside(
+    store: Store, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linked: list[Path] = []
+    monkeypatch.setattr(os, "link", lambda source, target, **_: linked.append(target))
+    manifest = manifest_of(folder)
+    files = {**manifest.files, name: manifest.files["config.json"]}
+    told = manifest.model_copy(update={"files": files, "snapshot_sha256": digest_of(files)})
+
+    with store.intake("x") as intake:
+        receive(intake, folder, manifest.files)
+        with pytest.raises(VerificationError):
+            intake.commit(told, record())
+
+    assert linked == []  # before anything has a name
 
 
 @pytest.mark.parametrize("repo_id", ["", "x" * 201, "a\x1b[2Jb", "a/b@main", "a\nb"])

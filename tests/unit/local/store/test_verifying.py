@@ -170,7 +170,7 @@ def test_snapshot_in_use_is_not_taken_out(store: Store, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "folder", "pipe"])
-@pytest.mark.parametrize("place", ["snapshots/{0}", "blobs", "blobs/00"])
+@pytest.mark.parametrize("place", ["snapshots", "snapshots/{0}", "blobs", "blobs/00"])
 def test_what_does_not_belong_there_is_found_and_taken_out(
     store: Store, folder: Path, kind: str, place: str
 ) -> None:
@@ -188,7 +188,7 @@ def test_what_does_not_belong_there_is_found_and_taken_out(
         (stranger / "inner" / "x").write_text("")
     else:
         os.mkfifo(stranger)
-    if "snapshots" in place:
+    if place == "snapshots/{0}":
         where.chmod(0o555)
 
     found = store.verify()
@@ -201,6 +201,25 @@ def test_what_does_not_belong_there_is_found_and_taken_out(
     assert [path.name for path in (store.root / "quarantine").iterdir()] == ["evil.json.0"]
     assert store.verify() == []
     assert store.open(stored).snapshot_sha256 == stored.snapshot_sha256
+
+
+def test_link_to_a_directory_is_no_snapshot_and_what_it_points_to_is_not_touched(
+    store: Store, folder: Path, tmp_path: Path
+) -> None:
+    stored = add(store, folder)
+    elsewhere = tmp_path / "elsewhere"
+    stored.directory.chmod(0o755)
+    stored.directory.rename(elsewhere)
+    elsewhere.chmod(0o555)
+    stored.directory.symlink_to(elsewhere)
+
+    assert store.list() == []
+    (finding,) = store.verify(repair=True)
+
+    assert (finding.path, finding.fault) == (f"snapshots/{stored.snapshot_sha256}", "does not belong there")
+    assert finding.repaired
+    assert elsewhere.stat().st_mode & 0o777 == 0o555
+    assert store.verify() == []
 
 
 def test_blob_under_a_wrong_name_is_found(store: Store, folder: Path) -> None:
