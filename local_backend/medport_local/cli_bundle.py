@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
-import time
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from medport.errors import ConfigError
+from medport_local.cli_bundle_progress import Progress
 from medport_local.cli_bundle_shown import (
     bundle_dict,
     contents_dict,
@@ -31,7 +30,7 @@ from medport_local.cli_snapshot import AsJson, StoreDir, open_store, print_json,
 if TYPE_CHECKING:
     from medport_local.bundle.signing import Signer, Verifier
 
-_REDRAW_S = 0.2
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The bundle, such as site.mpb.")]
 Key = Annotated[
@@ -42,7 +41,9 @@ Key = Annotated[
 ]
 Authorities = Annotated[
     list[Path] | None,
-    typer.Option("--ca", metavar="PEM", help="Root that certifies signers; MEDPORT_BUNDLE_CA, …/bundle-ca.pem."),
+    typer.Option(
+        "--ca", metavar="PEM", help="Root that certifies signers; MEDPORT_BUNDLE_CA, /etc/medport/bundle-ca.pem."
+    ),
 ]
 SignerName = Annotated[
     str | None, typer.Option("--signer", metavar="SUBJECT", help="With --ca: only this one, such as CN=Release.")
@@ -119,7 +120,7 @@ def export(
         medport_version=medport,
         told=lambda line: typer.echo(printable(line), err=True),
         workspace=out.absolute().parent,
-    ) as contents, _Progress() as progress:  # fmt: skip
+    ) as contents, Progress() as progress:  # fmt: skip
         meta = Meta(created_at=now, medport=medport, lock_id=contents.lock_id)
         write_bundle(out, contents.items, meta=meta, signer=signer, replace=replace, told=progress)
     from medport_local.bundle.archive import Bundle
@@ -154,7 +155,7 @@ def verify(
     verifier = _verifier(key, ca, signer, required=not unsigned_ok)
     with Bundle.open(file, verifier) as bundle:
         inventory = read_inventory(bundle)
-        with _Progress(bundle.size_bytes) as progress:
+        with Progress(bundle.size_bytes) as progress:
             bundle.verify(progress)
         if as_json:
             print_json({**bundle_dict(bundle), **contents_dict(inventory), **progress.as_dict()})
@@ -175,19 +176,26 @@ def install(
         Path | None,
         typer.Option(metavar="DIR", help="Where all but snapshots go; site/ beside the store if none."),
     ] = None,
+    older: Annotated[
+        bool, typer.Option("--older", help="Also if it was made before the bundle that is installed.")
+    ] = False,
+    other_signer: Annotated[
+        bool, typer.Option("--other-signer", help="Also if another signed the bundle that is installed.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Install a bundle that was signed by whom this site trusts: whole, or not at all. Uses no network.
 
-    Snapshots go into the store and are pinned. What was installed before is kept as DIR.previous.
+    Snapshots go into the store and are pinned. What was installed before is kept as DIR.previous, and so are its
+    snapshots. An older bundle, and one of another signer than before, is refused unless you say so.
     """
     from medport_local.bundle import install as installing
     from medport_local.bundle.archive import Bundle
 
     verifier = _verifier(key, ca, signer, required=True)
     with Bundle.open(file, verifier) as bundle:
-        plan = installing.plan(bundle, store_root=store, to=to)
+        plan = installing.plan(bundle, store_root=store, to=to, older=older, other_signer=other_signer)
         if not as_json:
             print_bundle(bundle, plan.inventory)
             print_plan(plan)
@@ -197,7 +205,7 @@ def install(
                     {**bundle_dict(bundle), **contents_dict(plan.inventory), **plan_dict(plan), "installed": False}
                 )
             return
-        with _Progress(bundle.size_bytes) as progress:
+        with Progress(bundle.size_bytes) as progress:
             done = installing.install(plan, told=progress)
         if as_json:
             print_json(
@@ -262,46 +270,14 @@ def _verifier(
 def _password(name: str | None) -> bytes | None:
     if name is None:
         return None
+    # Whoever gives the password itself must not read it in a log.
+    if not _VARIABLE.fullmatch(name):
+        raise ConfigError(
+            "is not a variable's name", field="password-env", remedy="give the name, not what the variable holds"
+        )
     value = os.environ.get(name, "")
     if not value:
-        raise ConfigError(f"the environment variable {name:.100} is not set", field="password-env")
+        raise ConfigError(
+            "the environment variable of that name is not set", field="password-env", remedy="export it"
+        )
     return value.encode()
-
-
-class _Progress:
-    """One line on stderr that is written over, where a person looks at it. May be called by several threads."""
-
-    def __init__(self, total: int | None = None) -> None:
-        self.done = 0
-        self._total = total
-        self._terminal = sys.stderr.isatty()
-        self._began = self._drawn = time.monotonic()
-        self._ended: float | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def rate(self) -> float:
-        """Bytes a second, up to the end."""
-        return self.done / max((self._ended or time.monotonic()) - self._began, 1e-9)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended = time.monotonic()
-        if self._terminal and self._drawn != self._began:
-            typer.echo("\r\x1b[K", nl=False, err=True)
-
-    def __call__(self, count: int) -> None:
-        with self._lock:
-            self.done += count
-            now = time.monotonic()
-            if not self._terminal or now - self._drawn < _REDRAW_S:
-                return
-            self._drawn = now
-            of = f" of {shown_size(self._total)}" if self._total else ""
-            typer.echo(f"\r\x1b[K{shown_size(self.done)}{of}, {self.rate / 1e9:.2f} GB/s", nl=False, err=True)
-
-    def as_dict(self) -> dict[str, object]:
-        """For ``--json``."""
-        return {"read_bytes": self.done, "bytes_per_s": round(self.rate)}

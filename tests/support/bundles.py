@@ -57,16 +57,19 @@ class Certifier:
         name: str = "Root",
         above: Certifier | None = None,
         valid: tuple[datetime, datetime] = (NOW - 2 * _YEAR, NOW + 2 * _YEAR),
+        extended: Sequence[x509.ObjectIdentifier] = (),
     ) -> None:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._above = above
         self._name = _name(name)
         signer, issuer = (above._key, above._name) if above else (self._key, self._name)
-        self.certificate = _build(
-            self._name, issuer, self._key.public_key(), signer, valid,
-            [(x509.BasicConstraints(ca=True, path_length=None), True)],
-        )  # fmt: skip
+        extensions: list[tuple[x509.ExtensionType, bool]] = [
+            (x509.BasicConstraints(ca=True, path_length=None), True)
+        ]
+        if extended:
+            extensions.append((x509.ExtendedKeyUsage(extended), True))
+        self.certificate = _build(self._name, issuer, self._key.public_key(), signer, valid, extensions)
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
 

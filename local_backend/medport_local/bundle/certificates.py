@@ -26,20 +26,33 @@ from medport_local.bundle.signature import refuse
 # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL's x509_vfy.h.
 _NOT_YET_VALID = 9
 _EXPIRED = 10
+_MALFORMED = (
+    ValueError, TypeError, OverflowError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)  # fmt: skip
+"""What cryptography raises on a certificate that breaks RFC 5280; some of it only when a part is asked for."""
+
+
+_CODE_SIGNING = "have it signed under a certificate for code signing"
 
 
 def read(file: Path, *, field: str) -> tuple[x509.Certificate, ...]:
     """The certificates of a PEM file, in order.
 
     Raises:
-        ConfigError: it cannot be read, or holds none.
+        ConfigError: it cannot be read, or holds none, or one that breaks the standard.
     """
     try:
-        return tuple(x509.load_pem_x509_certificates(file.read_bytes()))
+        found = tuple(x509.load_pem_x509_certificates(file.read_bytes()))
+        for each in found:
+            _require_readable(each)
     except OSError as fault:
         raise ConfigError(f"the file cannot be read ({os.strerror(fault.errno or 0)})", field=field) from fault
-    except ValueError as fault:
-        raise ConfigError("holds no certificates in PEM", field=field, remedy="give a PEM file") from fault
+    except _MALFORMED as fault:
+        raise ConfigError(
+            "holds no certificates in PEM that can be read", field=field, remedy="give a PEM file"
+        ) from fault
+    return found
 
 
 def pem(certificates: Sequence[x509.Certificate]) -> bytes:
@@ -86,28 +99,39 @@ def path_to(
 
     Raises:
         VerificationError: a certificate cannot be read, is of a kind of key that does not sign, has expired or is
-            not yet valid, may not sign; or there is no such path.
+            not yet valid, may not sign, or may not certify who does; or there is no such path.
     """
     crypto = load("OpenSSL.crypto", extra="bundle")
     try:
         leaf, *above = (x509.load_der_x509_certificate(each) for each in presented)
         key_of(leaf)
+        for each in (leaf, *above):
+            _require_readable(each)
         fault = usage_fault(leaf)
-    except (ValueError, UnsupportedAlgorithm, ConfigError):
+        stack = [crypto.X509.from_cryptography(each) for each in (leaf, *above)]
+    except (*_MALFORMED, ConfigError, crypto.Error):
         refuse("is by a certificate that cannot be read, or whose key is of another kind")
     if fault:
-        refuse(f"{fault}: {name_of(leaf)!a:.200}", "have it signed under a certificate for code signing")
+        refuse(f"{fault}: {name_of(leaf)!a:.200}", _CODE_SIGNING)
     store = crypto.X509Store()
     for root in roots:
         store.add_cert(crypto.X509.from_cryptography(root))
     store.set_time(now)
-    context = crypto.X509StoreContext(
-        store, crypto.X509.from_cryptography(leaf), [crypto.X509.from_cryptography(each) for each in above]
-    )
     try:
-        return tuple(each.to_cryptography() for each in context.get_verified_chain())
+        found = crypto.X509StoreContext(store, stack[0], stack[1:]).get_verified_chain()
     except crypto.X509StoreContextError as error:
         _refuse_path(leaf, error.certificate.to_cryptography(), error.errors[0])
+    except crypto.Error as error:
+        refuse(f"is by {name_of(leaf)!a:.200}, whose certificate OpenSSL does not take ({type(error).__name__})")
+    path = tuple(each.to_cryptography() for each in found)
+    # OpenSSL is told of no purpose, and then looks at none; what is trusted was chosen for this one.
+    for each in path[1:-1]:
+        if not _may_certify_signers(each):
+            refuse(
+                f"the authority {name_of(each)!a:.200} is for other uses than to certify who signs code",
+                _CODE_SIGNING,
+            )
+    return path
 
 
 def key_of(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
@@ -116,7 +140,29 @@ def key_of(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
     Raises:
         ConfigError: it is not.
     """
-    return keys.require_curve(certificate.public_key(), field="certificate")
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as fault:
+        raise ConfigError(
+            "the certificate's key cannot be read", field="certificate", remedy="have it issued for a key on P-256"
+        ) from fault
+    return keys.require_curve(key, field="certificate")
+
+
+def _may_certify_signers(authority: x509.Certificate) -> bool:
+    """Whether an authority's extended usage, which holds for all below it, lets code be signed."""
+    try:
+        usage = authority.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return True
+    return ExtendedKeyUsageOID.CODE_SIGNING in usage or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in usage
+
+
+def _require_readable(certificate: x509.Certificate) -> None:
+    """Ask for the parts that are used later, as cryptography reads a certificate piece by piece."""
+    for part in ("extensions", "subject", "not_valid_before_utc", "not_valid_after_utc"):
+        getattr(certificate, part)
+    name_of(certificate)
 
 
 def _refuse_path(leaf: x509.Certificate, guilty: x509.Certificate, code: int) -> NoReturn:

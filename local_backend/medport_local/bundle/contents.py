@@ -23,12 +23,15 @@ from medport_local.bundle.archive import Item
 from medport_local.bundle.manifest import LOCK
 from medport_local.bundle.providers import Archive
 from medport_local.bundle.wheels import Wheel
-from medport_local.snapshot import MANIFEST
-from medport_local.snapshot_file import entry_of, read_whole
-from medport_local.store import Store, Stored
+from medport_local.locked import check_locked
+from medport_local.snapshot_file import entry_of
+from medport_local.store import Record, Store, Stored
 
 SBOM = "sbom/medport.cdx.json"
 AUTO: Literal["auto"] = "auto"
+DIRECTORY = "directory"
+"""The source whose records hold a path of this machine."""
+_SOMEBODY = "unknown"
 Tell = Callable[[str], None]
 
 
@@ -82,7 +85,7 @@ def gather(
         ConfigError: nothing was asked for, something that was asked for is not there, or the extra is missing.
         NotFound: the store has no such snapshot. Names what brings it.
         VerificationError: something is not what it must be: a snapshot, a wheel, an image, a provider; or the lock
-            names another image.
+            names another image, or a snapshot's bytes under another model or commit.
     """
     _extras.load("cyclonedx", extra="bundle")
     from medport_local.bundle import sbom
@@ -144,7 +147,7 @@ def _chosen(store: Store | None, references: Sequence[str], lock: Lock | None) -
 
 def _locked(store: Store, model: LockedModel) -> Stored:
     try:
-        return store.find(f"sha256:{model.snapshot_sha256}")
+        found = store.find(f"sha256:{model.snapshot_sha256}")
     except NotFound as absent:
         raise NotFound(
             f"the store does not have {model}, which the lock names",
@@ -153,16 +156,31 @@ def _locked(store: Store, model: LockedModel) -> Stored:
             if model.revision
             else "add its directory: medport snapshot add",
         ) from absent
+    check_locked(
+        model,
+        snapshot_sha256=found.snapshot_sha256,
+        model_id=found.model_id,
+        revision=found.revision,
+        family=found.family,
+    )
+    return found
 
 
 def _snapshot_items(store: Store, stored: Stored) -> Iterator[Item]:
     snapshot = store.open(stored, defer_weights=True)
     folder = f"snapshots/{stored.snapshot_sha256}"
-    manifest, _ = read_whole(stored.directory, MANIFEST)
-    yield Item(f"{folder}/manifest.json", "snapshot", manifest)
-    yield Item(f"{folder}/record.json", "snapshot", stored.record.model_dump_json(indent=1).encode() + b"\n")
+    yield Item(f"{folder}/manifest.json", "snapshot", snapshot.manifest)
+    record = _without_place(stored).model_dump_json(indent=1).encode() + b"\n"
+    yield Item(f"{folder}/record.json", "snapshot", record)
     for name, entry in snapshot.files.items():
         yield Item(f"blobs/{entry.sha256}", "blob", stored.directory / name, entry.sha256)
+
+
+def _without_place(stored: Stored) -> Record:
+    """Where it came from, without this machine's user and paths: they are nobody's business at the site."""
+    record = stored.record
+    asked = stored.reference if record.source == DIRECTORY else record.requested
+    return record.model_copy(update={"by": _SOMEBODY, "requested": asked})
 
 
 def _wheels(

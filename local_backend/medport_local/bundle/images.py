@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,32 +66,45 @@ def read_layout(directory: Path) -> Image:
     described = index.get("manifests")
     if not isinstance(described, list) or len(described) != 1:
         _refuse(INDEX, "does not hold one image", "copy one image into a directory of its own")
-    files: dict[str, FileEntry] = {LAYOUT: layout_entry, INDEX: index_entry}
-    for name, entry in _walk(directory, described[0], _MAX_DEPTH):
-        files[name] = entry
-        if len(files) > _MAX_BLOBS:
+    walk = _Walk(directory, {LAYOUT: layout_entry, INDEX: index_entry})
+    walk.take(described[0], _MAX_DEPTH)
+    return Image(directory=directory, digest=_digest(described[0], INDEX), files=walk.files)
+
+
+class _Walk:
+    """Down from the index. A blob that several refer to is read once, and entered once."""
+
+    def __init__(self, root: Path, files: dict[str, FileEntry]) -> None:
+        self.files = files
+        self._root = root
+        self._entered: set[tuple[str, bool]] = set()
+
+    def take(self, descriptor: object, depth: int) -> None:
+        """A blob and all that it refers to."""
+        if depth < 0:
+            _refuse(INDEX, "is nested too deeply")
+        digest = _digest(descriptor, INDEX)
+        assert isinstance(descriptor, dict)
+        name, media_type = _blob(digest), str(descriptor.get("mediaType"))
+        found: dict[str, Any] = {}
+        is_index = media_type in _INDEXES
+        enters = (is_index or media_type in _MANIFESTS) and (name, is_index) not in self._entered
+        if enters:
+            found, entry = _json(self._root, name)
+        else:
+            entry = self.files.get(name) or _entry(self._root, name)
+        self.files[name] = _checked(name, descriptor, digest, entry)
+        if len(self.files) > _MAX_BLOBS:
             _refuse(INDEX, f"has more than {_MAX_BLOBS} parts")
-    return Image(directory=directory, digest=_digest(described[0], INDEX), files=files)
-
-
-def _walk(root: Path, descriptor: object, depth: int) -> Iterator[tuple[str, FileEntry]]:
-    """A blob and all that it refers to. A blob that several refer to comes several times, and is read as often."""
-    if depth < 0:
-        _refuse(INDEX, "is nested too deeply")
-    digest = _digest(descriptor, INDEX)
-    assert isinstance(descriptor, dict)
-    name, media_type = _blob(digest), descriptor.get("mediaType")
-    if media_type not in _INDEXES and media_type not in _MANIFESTS:
-        yield name, _checked(name, descriptor, digest, _entry(root, name))
-        return
-    found, entry = _json(root, name)
-    yield name, _checked(name, descriptor, digest, entry)
-    if media_type in _INDEXES:
-        inner = _list(found.get("manifests"), name)
-    else:
-        inner = [found.get("config"), *_list(found.get("layers"), name)]
-    for each in inner:
-        yield from _walk(root, each, depth - 1)
+        if not enters:
+            return
+        self._entered.add((name, is_index))
+        if is_index:
+            inner = _list(found.get("manifests"), name)
+        else:
+            inner = [found.get("config"), *_list(found.get("layers"), name)]
+        for each in inner:
+            self.take(each, depth - 1)
 
 
 def _checked(name: str, descriptor: dict[str, Any], digest: str, found: FileEntry) -> FileEntry:

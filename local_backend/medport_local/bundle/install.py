@@ -5,8 +5,9 @@ Order; a kill or a fault between any two steps leaves the site as it was:
 1. the signature, the manifest and every header were checked when the bundle was opened;
 2. the small members are read and checked against one another (``inventory``), the free space is looked at;
 3. every member is read once and hashed: blobs into the store's intake, all else into a staging directory;
-4. the snapshots become visible in the store, and are pinned;
-5. the staging directory takes the place of the one that was there.
+4. the snapshots become visible in the store, and are pinned beside those of what is installed;
+5. the staging directory takes the place of the one that was there;
+6. the pin is narrowed to what is installed and to the installation before it.
 
 Between 4 and 5 the store has snapshots that nobody uses yet, which harms nobody.
 """
@@ -14,13 +15,16 @@ Between 4 and 5 the store has snapshots that nobody uses yet, which harms nobody
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from medport.errors import ConfigError
+from medport.errors import ConfigError, NotFound, NotReady
+from medport_local.bundle import succession
 from medport_local.bundle.archive import Bundle
 from medport_local.bundle.inventory import BundledSnapshot, Inventory, read_inventory
 from medport_local.bundle.manifest import LOCK, Entry
@@ -32,7 +36,6 @@ from medport_local.store.layout import Layout
 Tell = Callable[[int], None]
 _SITE = "site"
 _MARGIN_BYTES = 64 * 2**20
-_CLOCK_ALLOWANCE_S = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class Plan:
     """Blobs that the store does not have."""
     others: tuple[Entry, ...]
     """What goes into the directory."""
+    before: Receipt | None
+    """Of what it would replace."""
     notes: tuple[str, ...]
     """What a person should know before: another lock, an older bundle, another signer."""
 
@@ -65,7 +70,7 @@ class Installed:
     store_root: Path
     snapshots: tuple[Stored, ...]
     pin: str | None
-    """The store's pin that keeps them."""
+    """The store's pin that keeps them, and those of the earlier installation."""
     previous: Path | None
     """Where the earlier installation is."""
     lock: Path | None
@@ -78,19 +83,22 @@ def default_site(store_root: Path | None = None) -> Path:
 
 
 def plan(
-    bundle: Bundle, *, store_root: Path | None = None, to: Path | None = None, now: datetime | None = None
-) -> Plan:
+    bundle: Bundle, *, store_root: Path | None = None, to: Path | None = None, older: bool = False,
+    other_signer: bool = False, now: datetime | None = None,
+) -> Plan:  # fmt: skip
     """Look at everything that installing needs; writes nothing.
 
     Args:
         bundle: opened with a verifier.
         store_root: the store; ``store.default_root()`` if ``None``. Installing makes one if there is none.
         to: the directory; ``default_site`` if ``None``.
+        older: whether it may have been made before what is installed.
+        other_signer: whether it may be by another signer than what is installed.
 
     Raises:
         VerificationError: the bundle's parts contradict one another.
-        ConfigError: the bundle was opened without a verifier, the directory holds other things, or a disk is too
-            small.
+        ConfigError: the bundle was opened without a verifier, is older or by another signer and may not be, the
+            directory holds other things, or a disk is too small.
     """
     if bundle.signed_by is None or bundle.signature_bytes is None:
         raise ConfigError(
@@ -102,6 +110,9 @@ def plan(
     if site.directory.is_relative_to(root) or root.is_relative_to(site.directory):
         raise ConfigError("the store and the directory lie in one another", field="to", remedy="give another --to")
     site.check()
+    before = site.standing()
+    if before is not None:
+        succession.require(bundle, bundle.signed_by, before, older=older, other_signer=other_signer)
     blobs = Layout(root)
     made = Plan(
         bundle=bundle,
@@ -111,7 +122,8 @@ def plan(
         site=site,
         absent=tuple(entry for entry in inventory.blobs.values() if not blobs.blob(entry.sha256).exists()),
         others=tuple(entry for entry in bundle.manifest.entries if entry.kind not in {"blob", "snapshot"}),
-        notes=tuple(_notes(bundle, bundle.signed_by, site.receipt(), now or datetime.now(UTC))),
+        before=before,
+        notes=tuple(succession.notes(bundle, bundle.signed_by, before, now or datetime.now(UTC))),
     )
     _check_space(made)
     return made
@@ -126,31 +138,53 @@ def install(made: Plan, *, told: Tell = lambda _: None, now: datetime | None = N
     Raises:
         VerificationError: a member is not what the manifest lists, or a snapshot is none that would be loaded.
         ConfigError: a disk is full, or may not be written.
-        NotReady: another installs into the directory.
+        NotReady: another installs into the directory, or has since this was planned.
     """
     when = now or datetime.now(UTC)
     bundle, store = made.bundle, Store(made.store_root)
-    pin = f"bundle-{bundle.manifest_sha256[:12]}" if made.inventory.snapshots else None
     with made.site.staging() as staged, store.intake(f"bundle sha256:{bundle.manifest_sha256}") as intake:
+        # Under the directory's lock: what was compared with the bundle must be what it replaces.
+        if made.site.standing() != made.before:
+            raise NotReady(
+                f"another bundle was installed into {made.site.directory} meanwhile",
+                field="to",
+                remedy="look at it, and install again",
+            )
         for entry in made.others:
             write_member(staged, entry.path, _counted(bundle.read(entry), told))
         _receive(made, intake, told)
         snapshots = [intake.commit(each.manifest, _record(made, each, when)) for each in made.inventory.snapshots]
-        if pin is not None:
-            store.pin(pin, snapshots, f"installed into {made.site.directory}")
+        pin = _pin(store, made, snapshots, made.before, made.site.replaced())
         assert bundle.signature_bytes is not None
         write_signed(staged, bundle.manifest_bytes, bundle.signature_bytes, _receipt(made, when))
         previous = made.site.publish(staged)
+        with suppress(ConfigError, NotFound):  # it is installed: a pin that keeps too much does not undo that
+            _pin(store, made, snapshots, made.before)
     directory = made.site.directory
     return Installed(
         directory=directory,
         store_root=store.root,
         snapshots=tuple(store.find(f"sha256:{each.snapshot_sha256}") for each in snapshots),
-        pin=pin,
+        pin=pin if snapshots else None,
         previous=previous,
         lock=directory / LOCK if made.inventory.lock else None,
         wheels=directory / "wheels" if bundle.manifest.of_kind("wheel") else None,
     )
+
+
+def _pin(store: Store, made: Plan, snapshots: Iterable[Stored], *kept: Receipt | None) -> str:
+    """Keep these and those of other installations by the one pin of the directory; the pin's name."""
+    name = f"site-{hashlib.sha256(os.fsencode(made.site.directory)).hexdigest()[:12]}"
+    found = {each.snapshot_sha256: each for each in snapshots}
+    for sha256 in (sha256 for receipt in kept if receipt for sha256 in receipt.snapshots):
+        with suppress(NotFound):  # in another store, or somebody let it be collected
+            found.setdefault(sha256, store.find(f"sha256:{sha256}"))
+    if found:
+        store.pin(name, tuple(found.values()), f"installed into {made.site.directory}, or there before it")
+    else:
+        with suppress(NotFound):
+            store.unpin(name)
+    return name
 
 
 def _receive(made: Plan, intake: Intake, told: Tell) -> None:
@@ -222,30 +256,6 @@ def _receipt(made: Plan, when: datetime) -> Receipt:
         key_sha256=made.signed_by.key_sha256,
         snapshots=tuple(each.manifest.snapshot_sha256 for each in made.inventory.snapshots),
     )
-
-
-def _notes(bundle: Bundle, signed_by: SignedBy, before: Receipt | None, now: datetime) -> Iterator[str]:
-    manifest = bundle.manifest
-    if (manifest.created_at - now).total_seconds() > _CLOCK_ALLOWANCE_S:
-        yield f"by this machine's clock the bundle was made in the future, {manifest.created_at:%Y-%m-%d %H:%M}Z"
-    if before is None:
-        return
-    if before.manifest_sha256 == bundle.manifest_sha256:
-        yield f"this bundle is installed already, since {before.installed_at:%Y-%m-%d}; it is installed anew"
-        return
-    if manifest.created_at < before.created_at:
-        yield (
-            f"OLDER than what is installed: made on {manifest.created_at:%Y-%m-%d %H:%M}Z, "
-            f"the other on {before.created_at:%Y-%m-%d %H:%M}Z"
-        )
-    if manifest.lock_id != before.lock_id:
-        yield f"another lock than what is installed: {_id(manifest.lock_id)}, the other {_id(before.lock_id)}"
-    if signed_by.key_sha256 != before.key_sha256:
-        yield f"signed by another key than what is installed, which was by {', '.join(before.signed_by)}"
-
-
-def _id(lock_id: str | None) -> str:
-    return lock_id[:12] if lock_id else "none"
 
 
 def _check_space(made: Plan) -> None:

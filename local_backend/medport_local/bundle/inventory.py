@@ -9,10 +9,11 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from medport import lock as locks
-from medport.errors import ConfigError
+from medport.errors import ConfigError, VerificationError
 from medport.lock import Lock
 from medport_local.bundle.archive import Bundle, refuse
 from medport_local.bundle.manifest import LOCK, Entry
+from medport_local.locked import check_locked
 from medport_local.snapshot import MANIFEST, Manifest, digest_of
 from medport_local.snapshot_names import check_names, is_allowed
 from medport_local.store import Record
@@ -51,7 +52,7 @@ def read_inventory(bundle: Bundle) -> Inventory:
     Raises:
         VerificationError: a snapshot's manifest contradicts itself or its place; a file of it is not in the
             bundle, or a blob belongs to none; the lock is not the one that the bundle's manifest names, or names a
-            snapshot that is not in the bundle.
+            snapshot that is not in the bundle, or is in it under another model or commit.
     """
     blobs = {entry.sha256: entry for entry in bundle.manifest.of_kind("blob")}
     snapshots = tuple(_snapshots(bundle, blobs))
@@ -59,7 +60,8 @@ def read_inventory(bundle: Bundle) -> Inventory:
     for sha256, entry in blobs.items():
         if sha256 not in used:
             refuse(entry.path, "belongs to no snapshot of the bundle")
-    return Inventory(snapshots, _lock(bundle, {each.manifest.snapshot_sha256 for each in snapshots}), blobs)
+    manifests = {each.manifest.snapshot_sha256: each.manifest for each in snapshots}
+    return Inventory(snapshots, _lock(bundle, manifests), blobs)
 
 
 def _snapshots(bundle: Bundle, blobs: Mapping[str, Entry]) -> Iterator[BundledSnapshot]:
@@ -92,7 +94,7 @@ def _parsed(bundle: Bundle, entry: Entry, model: type[_Model]) -> _Model:
         refuse(entry.path, "cannot be read")
 
 
-def _lock(bundle: Bundle, there: set[str]) -> Lock | None:
+def _lock(bundle: Bundle, there: Mapping[str, Manifest]) -> Lock | None:
     entry, lock_id = bundle.manifest.entry(LOCK), bundle.manifest.lock_id
     if entry is None:
         if lock_id is not None:
@@ -105,6 +107,17 @@ def _lock(bundle: Bundle, there: set[str]) -> Lock | None:
     if lock.lock_id != lock_id:
         refuse(LOCK, "is not the lock that the bundle was made for")
     for name, model in lock.models.items():
-        if model.snapshot_sha256 not in there:
+        found = there.get(model.snapshot_sha256)
+        if found is None:
             refuse(LOCK, f"names a snapshot for {name} that is not in the bundle")
+        try:
+            check_locked(
+                model,
+                snapshot_sha256=found.snapshot_sha256,
+                model_id=found.repo_id,
+                revision=found.revision,
+                family=found.family,
+            )
+        except VerificationError as fault:
+            refuse(LOCK, f"{name}: {fault.message}")
     return lock

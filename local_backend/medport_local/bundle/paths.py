@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 MAX_PART_BYTES = 255
 """Of one name, in UTF-8: what ext4, XFS, NTFS and APFS hold at least."""
 MAX_PATH_BYTES = 1024
+MAX_PARTS = 32
+"""Folders, and the file in them: more than any member needs."""
 
+_FIRST = "\0"
+"""Below all that may stand in a path."""
 _SYSTEM_CHARACTERS = frozenset('<>"|?*')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 
@@ -31,6 +36,8 @@ def fault_of(path: str) -> str | None:
         return "holds a control character, or one that cannot be seen"
     if len(path.encode()) > MAX_PATH_BYTES:
         return f"is longer than {MAX_PATH_BYTES} bytes"
+    if path.count("/") >= MAX_PARTS:
+        return f"lies deeper than {MAX_PARTS} folders"
     if path.startswith("/"):
         return "is absolute"
     if "\\" in path:
@@ -45,24 +52,21 @@ def fault_of(path: str) -> str | None:
 def twins(paths: Iterable[str]) -> tuple[str, str] | None:
     """Two paths that some system takes for one, or of which one would have to be a file and a folder at once.
 
-    Case and compatible spellings of a character are folded, for folders as for files.
+    Case and compatible spellings of a character are folded, for folders as for files. Takes memory in proportion
+    to the length of all paths, however deep they are.
+
+    Returns:
+        The two as far as they are one, such as the two spellings of a folder.
     """
-    spelled: dict[str, str] = {}
-    files: set[str] = set()
-    folders: set[str] = set()
-    for path in paths:
-        parts = path.split("/")
-        for count in range(1, len(parts) + 1):
-            shown = "/".join(parts[:count])
-            folded = _fold(shown)
-            other = spelled.setdefault(folded, shown)
-            if other != shown:
-                return other, shown
-            if (count == len(parts) and (folded in folders or folded in files)) or (
-                count < len(parts) and folded in files
-            ):
-                return shown, path
-            (files if count == len(parts) else folders).add(folded)
+    # With the separator before every other character, what lies in a folder stands together, the folder first.
+    ordered = sorted((_fold(path).replace("/", _FIRST), path) for path in paths)
+    for (folded, path), (next_folded, next_path) in pairwise(ordered):
+        one, other = path.split("/"), next_path.split("/")
+        shared = _shared(folded.split(_FIRST), next_folded.split(_FIRST))
+        if one[:shared] != other[:shared]:
+            return "/".join(one[:shared]), "/".join(other[:shared])
+        if shared == len(one):
+            return path, next_path
     return None
 
 
@@ -80,11 +84,20 @@ def _part_fault(part: str) -> str | None:
         return f"has a name longer than {MAX_PART_BYTES} bytes"
     if part != part.strip() or part.endswith("."):
         return "has a name that begins or ends with a blank, or ends with a dot"
+    if "/" in unicodedata.normalize("NFKC", part):
+        return "holds a character that is spelled with a / as well"
     if _SYSTEM_CHARACTERS.intersection(part):
         return 'holds one of < > " | ? *'
     if _DEVICES.fullmatch(part):
         return "names a device of Windows"
     return None
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts two paths have in common at their beginning."""
+    return next(
+        (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 def _fold(path: str) -> str:

@@ -14,13 +14,13 @@ import hashlib
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from medport.errors import ConfigError, VerificationError
+from medport_local.bundle.zip_faults import UNREADABLE
 from medport_local.snapshot_file import FileEntry, entry_of, read_whole
 
 INDEX = "index.json"
@@ -29,7 +29,6 @@ _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.+-]{1,64})?")
 _PLATFORM = re.compile(r"[a-z0-9]{1,32}_[a-z0-9]{1,32}")
 _SLICE_BYTES = 2**20
-_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +99,7 @@ def h1_of(path: Path) -> str:
                     while piece := file.read(_SLICE_BYTES):
                         digest.update(piece)
                 total.update(f"{digest.hexdigest()}  {name}\n".encode())
-    except _UNREADABLE as fault:
+    except UNREADABLE as fault:
         raise _refusal(path.name, f"is no zip file that can be read ({type(fault).__name__})") from fault
     return "h1:" + base64.b64encode(total.digest()).decode()
 

@@ -89,7 +89,7 @@ class Signer:
         """Of the signer, as the manifest states them."""
         if self._chain:
             leaf = self._chain[0]
-            if leaf.public_key() != self._key.public_key():
+            if certificates.key_of(leaf) != self._key.public_key():
                 raise ConfigError(
                     "the first certificate is not the key's", field="certificate", remedy="give the signer's first"
                 )
@@ -140,13 +140,20 @@ class Verifier:
             clock: the time now, with its zone.
 
         Raises:
-            ConfigError: neither or both are given, or a file is not what it should be.
+            ConfigError: neither or both are given, a signer is named beside a key, or a file is not what it should
+                be.
         """
         if (key is None) == (not authorities):
             raise ConfigError(
                 "give the public key of who may sign, or the authority that certifies signers",
                 field="key",
                 remedy="give --key or --ca; trust comes on another way than the bundle",
+            )
+        if key is not None and signer is not None:
+            raise ConfigError(
+                "a public key is trusted here, and it carries no name that could be compared",
+                field="signer",
+                remedy="leave --signer out, or give --ca in place of the key",
             )
         self._key = keys.read_public(key) if key else None
         self._roots = tuple(root for file in authorities for root in certificates.read(file, field="ca"))

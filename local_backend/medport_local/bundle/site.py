@@ -5,7 +5,14 @@
     DIR/receipt.json                                       which bundle it is, and when it came
     DIR.previous/                                          the installation before it
 
-What is under way lies beside it, in ``.DIR.staging``. A kill at any point leaves DIR as it was, or the new one.
+What is under way lies beside it:
+
+    .DIR.staging/          the new installation; after the exchange, the one that it replaced
+    .DIR.leaving           the receipt of the one that is about to be replaced, which tells these two apart
+    .DIR.older/            what was DIR.previous until then
+
+A kill at any point leaves DIR as it was, or the new one, and the one before it: whoever installs next finishes or
+takes back what was under way.
 """
 
 from __future__ import annotations
@@ -59,10 +66,27 @@ class Site:
 
     def receipt(self) -> Receipt | None:
         """Of what is installed; ``None`` if there is nothing, or nothing that can be read."""
-        try:
-            return Receipt.model_validate_json((self.directory / RECEIPT).read_bytes())
-        except (OSError, ValidationError):
-            return None
+        return _receipt_in(self.directory)
+
+    def replaced(self) -> Receipt | None:
+        """Of the installation before it, in ``DIR.previous``; ``None`` as ``receipt``."""
+        return _receipt_in(self._previous)
+
+    def standing(self) -> Receipt | None:
+        """Of what a new installation would replace: what is there, or what a killed one left aside.
+
+        Raises:
+            ConfigError: there is an installation, and its receipt cannot be read.
+        """
+        place = self.directory if os.path.lexists(self.directory) else self._previous
+        found = _receipt_in(place)
+        if found is None and os.path.lexists(place / RECEIPT):
+            raise ConfigError(
+                f"{place / RECEIPT} cannot be read, so it is not known which bundle is installed",
+                field="to",
+                remedy="medport doctor --offline says what is left; then give another --to, or move it away",
+            )
+        return found
 
     def check(self) -> None:
         """Refuse a directory that holds other things than an installation.
@@ -93,18 +117,19 @@ class Site:
             NotReady: another installs there.
             ConfigError: it cannot be written there.
         """
-        staged = self.directory.with_name(f".{self.directory.name}.staging")
+        staged = self._staged
         with self._faults():
             self.directory.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with locked(self.directory.with_name(f".{self.directory.name}.lock"), wait_s=0):
-                    self._recover()
+                with locked(self._beside("lock"), wait_s=0):
+                    self._settle()
                     _remove(staged)
                     staged.mkdir(mode=0o700)
                     try:
                         yield staged
                     finally:
-                        _remove(staged)
+                        if not self._was_replaced(staged):
+                            _remove(staged)
             except Busy:
                 raise NotReady(
                     f"another installs into {self.directory}", field="to", remedy="wait for it"
@@ -112,6 +137,11 @@ class Site:
 
     def publish(self, staged: Path) -> Path | None:
         """Put a filled directory into the place of what is installed, in one step where the system can.
+
+        What cannot be tidied up after that step is left, and the next installation says so.
+
+        Args:
+            staged: what ``staging`` gave, with a receipt.
 
         Returns:
             Where the earlier installation is.
@@ -126,25 +156,59 @@ class Site:
             os.rename(staged, self.directory)
             disk.sync_directory(self.directory.parent)
             return None
-        if not _exchange(staged, self.directory):
-            # Between these two there is no installation; whoever installs next puts it back.
-            _remove(self._previous)
-            os.rename(self.directory, self._previous)
-            os.rename(staged, self.directory)
-        else:
+        try:
+            disk.write_file(self._leaving, (self.directory / RECEIPT).read_bytes())
+            if os.path.lexists(self._previous):
+                os.rename(self._previous, self._older)
+            if not _exchange(staged, self.directory):
+                # Between these two there is no installation; whoever installs next puts it back.
+                os.rename(self.directory, self._previous)
+                os.rename(staged, self.directory)
+        except OSError:
+            self._settle()
+            raise
+        with suppress(OSError):
             disk.sync_directory(self.directory.parent)
-            _remove(self._previous)
-            os.rename(staged, self._previous)
-        disk.sync_directory(self.directory.parent)
-        return self._previous
+            self._settle()
+        return staged if self._was_replaced(staged) else self._previous
 
     @property
     def _previous(self) -> Path:
         return self.directory.with_name(f"{self.directory.name}.previous")
 
-    def _recover(self) -> None:
-        if not os.path.lexists(self.directory) and (self._previous / RECEIPT).is_file():
+    @property
+    def _staged(self) -> Path:
+        return self._beside("staging")
+
+    @property
+    def _leaving(self) -> Path:
+        return self._beside("leaving")
+
+    @property
+    def _older(self) -> Path:
+        return self._beside("older")
+
+    def _beside(self, what: str) -> Path:
+        return self.directory.with_name(f".{self.directory.name}.{what}")
+
+    def _was_replaced(self, staged: Path) -> bool:
+        """Whether a directory is not the new installation, but the one that changed places with it."""
+        try:
+            return (staged / RECEIPT).read_bytes() == self._leaving.read_bytes()
+        except OSError:
+            return False
+
+    def _settle(self) -> None:
+        """Finish a replacement whose exchange was done, or take it back; leave nothing of it under way."""
+        if self._was_replaced(self._staged) and not os.path.lexists(self._previous):
+            os.rename(self._staged, self._previous)
+        elif not os.path.lexists(self.directory) and (self._previous / RECEIPT).is_file():
             os.rename(self._previous, self.directory)
+        if os.path.lexists(self._older) and not os.path.lexists(self._previous):
+            os.rename(self._older, self._previous)
+        disk.sync_directory(self.directory.parent)
+        self._leaving.unlink(missing_ok=True)
+        _remove(self._older)
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -152,6 +216,13 @@ class Site:
             yield
         except OSError as fault:
             raise _unwritable(self.directory, fault) from fault
+
+
+def _receipt_in(place: Path) -> Receipt | None:
+    try:
+        return Receipt.model_validate_json((place / RECEIPT).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def write_member(root: Path, path: str, slices: Iterable[bytes]) -> None:
@@ -203,6 +274,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def _unwritable(directory: Path, fault: OSError) -> ConfigError:
     said = os.strerror(fault.errno) if fault.errno else type(fault).__name__
+    place = fault.filename if isinstance(fault.filename, str) else directory
     return ConfigError(
-        f"{directory} cannot be written ({said})", field="to", remedy="check who owns it, and its disk"
+        f"{place} cannot be written or removed ({said})", field="to", remedy="check who owns it, and its disk"
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from medport.errors import ConfigError
 from medport_local.bundle.signing import Verifier
 
 KEY = "MEDPORT_BUNDLE_KEY"
@@ -29,7 +30,8 @@ def trusted(
     The first place that names anybody decides alone: places are not mixed.
 
     Raises:
-        ConfigError: a key and an authority are named at one place, or a file is not what it should be.
+        ConfigError: a key and an authority are named at one place, a signer is named and no authority decides, or
+            a file is not what it should be.
     """
     places = (
         (key, tuple(authorities)),
@@ -39,6 +41,8 @@ def trusted(
     for named_key, named_authorities in places:
         if named_key is not None or named_authorities:
             return Verifier(key=named_key, authorities=named_authorities, signer=signer, clock=clock)
+    if signer is not None:
+        raise ConfigError("no authority is trusted that could certify it", field="signer", remedy="give --ca ROOT")
     return None
 
 

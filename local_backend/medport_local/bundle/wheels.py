@@ -13,7 +13,6 @@ import io
 import os
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +22,12 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import InvalidVersion, Version
 
 from medport.errors import ConfigError, VerificationError
+from medport_local.bundle.zip_faults import UNREADABLE
 
 _MAX_TEXT_BYTES = 64 * 2**20
 """Of ``METADATA`` or ``RECORD``, unpacked; the longest RECORD seen has 2 MB."""
 _MAX_LICENCE = 200
 """Characters; a longer ``License`` field holds a text and no name."""
-# What zipfile raises on bytes that are no archive, are cut off, encrypted, or packed in another way.
-_UNREADABLE = (
-    OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, UnicodeDecodeError
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +182,7 @@ def _text(path: Path, name: str) -> str:
             with archive.open(places[0]) as file:
                 # The size that the archive states may be wrong.
                 return file.read(_MAX_TEXT_BYTES).decode()
-    except _UNREADABLE as fault:
+    except UNREADABLE as fault:
         raise _broken(path, f"is no wheel that can be read ({type(fault).__name__})") from fault
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from typer.testing import CliRunner, Result
 from medport.errors import ConfigError, VerificationError
 from medport_local import cli_bundle
 from medport_local.bundle import trust
-from medport_local.bundle.archive import Item, write_bundle
+from medport_local.bundle.archive import Item, Meta, write_bundle
 from medport_local.phantom import weights_dir
 from medport_local.sources import DirectorySource, pull
 from medport_local.store import Store
@@ -81,7 +82,7 @@ def test_what_is_exported_is_verified_and_installed_elsewhere(
     assert verified["signed_by"] == list(trusted.signer.names)
     assert {entry["kind"] for entry in verified["entries"]} == {"lock", "snapshot", "sbom", "wheel", "blob"}
     assert installed["installed"] is True
-    assert installed["pin"] == f"bundle-{verified['manifest_sha256'][:12]}"
+    assert [each.pinned_by for each in Store(tmp_path / "here").list()] == [(installed["pin"],)]
     assert [each["snapshot_sha256"] for each in installed["snapshots"]] == [
         lock.models["medsiglip"].snapshot_sha256
     ]
@@ -114,8 +115,6 @@ def test_verify_says_its_rate(exported: Path, trusted: Keys) -> None:
 
 def test_a_certificate_signs_and_its_root_verifies(tmp_path: Path) -> None:
     """At the time of the machine, as nobody gives the command a clock."""
-    from datetime import UTC, datetime, timedelta
-
     now = datetime.now(UTC)
     root = Certifier(tmp_path, valid=(now - timedelta(days=9), now + timedelta(days=9)))
     key, chain = root.certify("Release", valid=(now - timedelta(days=5), now + timedelta(days=5)))
@@ -202,6 +201,64 @@ def test_keys_are_made_shown_by_their_fingerprint_and_used_with_a_password(
     said = parsed("verify", tmp_path / "b.mpb", "--key", tmp_path / "pub.pem")
     assert said["key_sha256"] == made["key_sha256"]
     assert isinstance(run(*options, "--password-env", "ABSENT").exception, ConfigError)
+
+
+@pytest.mark.parametrize("given", ["hunter2!", "my password", "hf_abc/def", "1st", ""])
+def test_a_password_in_place_of_its_variables_name_is_not_repeated(tmp_path: Path, given: str) -> None:
+    fault = run("keygen", tmp_path / "k", tmp_path / "p", "--password-env", given).exception
+
+    assert isinstance(fault, ConfigError)
+    assert fault.field == "password-env"
+    assert not given or given not in str(fault)
+
+
+def test_a_word_that_could_be_a_variable_is_not_repeated_either(tmp_path: Path) -> None:
+    fault = run("keygen", tmp_path / "k", tmp_path / "p", "--password-env", "correcthorse").exception
+
+    assert isinstance(fault, ConfigError)
+    assert "correcthorse" not in str(fault)
+
+
+def test_an_older_bundle_is_installed_only_if_told(exported: Path, trusted: Keys, tmp_path: Path) -> None:
+    parts = [Item("documents/a", "document", b"")]
+    at = datetime(2020, 1, 1, tzinfo=UTC)
+    write_bundle(tmp_path / "old.mpb", parts, meta=Meta(created_at=at, medport="0"), signer=trusted.signer)
+    options = ("--key", trusted.public, "--store", tmp_path / "here", "--to", tmp_path / "site")
+    good("install", exported, *options)
+
+    fault = run("install", tmp_path / "old.mpb", *options).exception
+
+    assert isinstance(fault, ConfigError)
+    assert "--older" in str(fault)
+    assert (tmp_path / "site" / "wheels").is_dir()
+    assert "OLDER" in good("install", tmp_path / "old.mpb", *options, "--older")
+
+
+def test_a_bundle_of_another_signer_is_installed_only_if_told(
+    exported: Path, trusted: Keys, stranger: Keys, tmp_path: Path
+) -> None:
+    at = datetime.now(UTC) + timedelta(days=1)
+    write_bundle(
+        tmp_path / "other.mpb", [Item("documents/a", "document", b"")],
+        meta=Meta(created_at=at, medport="0"), signer=stranger.signer,
+    )  # fmt: skip
+    places = ("--store", tmp_path / "here", "--to", tmp_path / "site")
+    good("install", exported, "--key", trusted.public, *places)
+
+    fault = run("install", tmp_path / "other.mpb", "--key", stranger.public, *places).exception
+
+    assert isinstance(fault, ConfigError)
+    assert "--other-signer" in str(fault)
+    good("install", tmp_path / "other.mpb", "--key", stranger.public, *places, "--other-signer")
+
+
+def test_help_names_the_files_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+
+    said = good("verify", "--help")
+
+    assert "/etc/medport/bundle-ca.pem" in said
+    assert "/etc/medport/bundle-key.pem" in said
 
 
 def test_a_name_from_a_bundle_cannot_move_the_cursor(tmp_path: Path, trusted: Keys) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.bundles import Keys
@@ -117,6 +119,41 @@ def test_locked_snapshot_that_the_store_lacks_is_named_with_the_command_that_bri
     assert caught.value.remedy == f"medport snapshot pull {lock.models['medgemma']}"
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"revision": "c" * 40}, "the revision is"), ({"model_id": "google/medgemma-4b-it"}, "the model is")],
+    ids=["revision", "model"],
+)
+def test_snapshot_that_has_the_bytes_and_not_the_name_that_is_locked_is_refused(
+    store: Store, tmp_path: Path, change: dict[str, str], said: str
+) -> None:
+    _, lock = _lock(store, tmp_path)
+    model = lock.models["medgemma"].model_copy(update=change)
+    locks.write(tmp_path / "other.lock", lock.model_copy(update={"models": {"medgemma": model}}))
+
+    with pytest.raises(VerificationError, match=said):
+        _gathered(store, Selection(lock=tmp_path / "other.lock"))
+
+
+def test_record_leaves_this_machines_user_and_paths_at_home(tmp_path: Path) -> None:
+    folder = tmp_path / "project of somebody"
+    shutil.copytree(weights_dir("medsiglip"), folder)
+    store = Store(tmp_path / "store")
+    stored = pull(store, DirectorySource(folder), told=lambda _: None)
+    assert "project of somebody" in stored.record.requested
+
+    (record,) = (
+        item.source
+        for item in _gathered(store, Selection(snapshots=[stored.reference])).items
+        if item.path.endswith("record.json")
+    )
+
+    assert isinstance(record, bytes)
+    assert b"project of somebody" not in record
+    said = json.loads(record)
+    assert (said["by"], said["requested"], said["source"]) == ("unknown", stored.reference, "directory")
+
+
 def test_weights_that_changed_in_the_store_are_refused_when_the_bundle_is_written(
     tmp_path: Path, trusted: Keys
 ) -> None:
@@ -135,6 +172,28 @@ def test_weights_that_changed_in_the_store_are_refused_when_the_bundle_is_writte
         )
 
     assert not (tmp_path / "x.mpb").exists()
+
+
+def test_manifest_that_is_exchanged_after_it_was_proved_does_not_go_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Store(tmp_path / "store")
+    stored = pull(own, DirectorySource(weights_dir("medsiglip")), told=lambda _: None)
+    manifest = stored.directory / "manifest.json"
+    proved, really = manifest.read_bytes(), Store.open
+
+    def exchanged(*arguments: Any, **options: Any) -> Any:
+        snapshot = really(*arguments, **options)
+        manifest.chmod(0o644)
+        manifest.write_bytes(proved.replace(b'"revision":"', b'"revision":"f', 1))
+        return snapshot
+
+    monkeypatch.setattr(Store, "open", exchanged)
+
+    contents = _gathered(own, Selection(snapshots=[stored.reference]))
+
+    (item,) = (each for each in contents.items if each.path.endswith("/manifest.json"))
+    assert item.source == proved
 
 
 def test_image_must_be_the_one_that_the_lock_names(store: Store, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from support.site_parts import oci_layout
 
 from medport.errors import ConfigError, VerificationError
+from medport_local.bundle import images
 from medport_local.bundle.images import read_layout
 
 
@@ -131,3 +134,55 @@ def test_directory_that_is_no_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "oci-layout").write_text('{"imageLayoutVersion": "2.0.0"}')
     with pytest.raises(VerificationError, match=r"is not of version 1\.0\.0"):
         read_layout(tmp_path)
+
+
+def put(layout: Path, content: object, kind: str) -> dict[str, Any]:
+    """A blob of JSON, and what describes it."""
+    data = json.dumps(content).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    (layout / "blobs/sha256" / digest).write_bytes(data)
+    return {
+        "mediaType": f"application/vnd.oci.image.{kind}.v1+json",
+        "digest": f"sha256:{digest}",
+        "size": len(data),
+    }
+
+
+def test_blob_that_many_refer_to_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three indexes, each of which names the next one ten times: a thousand ways down."""
+    oci_layout(tmp_path)
+    described = put(tmp_path, {"config": put(tmp_path, {}, "config"), "layers": []}, "manifest")
+    for _ in range(3):
+        described = put(tmp_path, {"manifests": [described] * 10}, "index")
+    (tmp_path / "index.json").write_text(json.dumps({"manifests": [described]}))
+    read: Counter[str] = Counter()
+
+    def counted(root: Path, name: str, **limits: Any) -> Any:
+        read[name] += 1
+        return whole(root, name, **limits)
+
+    whole = images.read_whole
+    monkeypatch.setattr(images, "read_whole", counted)
+
+    image = read_layout(tmp_path)
+
+    assert len(image.files) == 2 + 5
+    assert set(read.values()) == {1}
+
+
+def test_two_sizes_for_one_blob_are_refused(tmp_path: Path) -> None:
+    oci_layout(tmp_path)
+    config = put(tmp_path, {}, "config")
+    described = put(tmp_path, {"config": config, "layers": [config | {"size": 3}]}, "manifest")
+    (tmp_path / "index.json").write_text(json.dumps({"manifests": [described]}))
+
+    with pytest.raises(VerificationError, match="does not have the size"):
+        read_layout(tmp_path)
+
+
+def test_media_type_that_is_no_text_is_no_fault_of_the_program(tmp_path: Path) -> None:
+    oci_layout(tmp_path)
+    described = put(tmp_path, {}, "config") | {"mediaType": ["x"]}
+    (tmp_path / "index.json").write_text(json.dumps({"manifests": [described]}))
+
+    assert read_layout(tmp_path).digest == described["digest"]

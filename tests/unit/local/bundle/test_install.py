@@ -9,81 +9,23 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.bundles import NOW, Keys, lock_of, snapshot_items, wheel
+from support.bundle_site import GEMMA, LOCK, OTHERS, SIGLIP, Place, items, lock_item, meta
+from support.bundles import NOW, Keys, snapshot_items
 
 from medport.errors import ConfigError, NotReady, VerificationError
 from medport_local.bundle import install as installing
 from medport_local.bundle import site as sites
-from medport_local.bundle.archive import Bundle, Item, Meta, write_bundle
-from medport_local.bundle.install import Installed, Plan
-from medport_local.phantom import weights_dir
-from medport_local.snapshot import open_snapshot
+from medport_local.bundle.archive import Bundle, Item, write_bundle
+from medport_local.snapshot import digest_of, open_snapshot
+from medport_local.snapshot_file import entry_of
 from medport_local.store import Store
 from medport_local.store.locks import locked
-
-GEMMA, SIGLIP = weights_dir("medgemma"), weights_dir("medsiglip")
-LOCK = lock_of(GEMMA, SIGLIP)
-OTHERS = [
-    Item("wheels/example-1.0-py3-none-any.whl", "wheel", wheel()),
-    Item("documents/Freigabe Übersicht.txt", "document", b"approved"),
-]
-
-
-def meta(at: datetime = NOW, lock_id: str | None = LOCK.lock_id) -> Meta:
-    return Meta(created_at=at, medport="0.1.0", lock_id=lock_id)
-
-
-def items() -> list[Item]:
-    return [*snapshot_items(GEMMA), *snapshot_items(SIGLIP), *OTHERS, lock_item()]
-
-
-def lock_item() -> Item:
-    return Item("lock/medport.lock", "lock", LOCK.text().encode())
-
-
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory, trusted: Keys) -> Path:
-    """Both phantoms, their lock, a wheel and a document."""
-    target = tmp_path_factory.mktemp("whole") / "site.mpb"
-    write_bundle(target, items(), meta=meta(), signer=trusted.signer)
-    return target
-
-
-class Place:
-    """A store and a directory of one site."""
-
-    def __init__(self, root: Path, keys: Keys) -> None:
-        self.root, self.keys = root, keys
-        self.store, self.to = root / "store", root / "site"
-
-    def plan(self, bundle: Bundle) -> Plan:
-        return installing.plan(bundle, store_root=self.store, to=self.to, now=NOW)
-
-    def install(self, file: Path, told: Callable[[int], None] = lambda _: None) -> Installed:
-        with Bundle.open(file, self.keys.verifier) as bundle:
-            return installing.install(self.plan(bundle), told=told, now=NOW)
-
-    def files(self) -> dict[str, bytes]:
-        return {
-            path.relative_to(self.root).as_posix(): path.read_bytes()
-            for path in sorted(self.root.rglob("*"))
-            if path.is_file() and "/locks/" not in path.as_posix() and not path.name.endswith(".lock.")
-        }
-
-
-@pytest.fixture
-def place(tmp_path: Path, trusted: Keys) -> Iterator[Place]:
-    made = Place(tmp_path / "root", trusted)
-    made.root.mkdir()
-    yield made
-    for folder, _, _ in os.walk(made.root):
-        os.chmod(folder, 0o700)
 
 
 def test_everything_that_was_bundled_is_installed(place: Place, whole: Path) -> None:
@@ -171,73 +113,6 @@ def test_a_second_install_copies_no_weights_but_reads_them(place: Place, whole: 
     assert done.previous == place.root / "site.previous"
 
 
-def test_what_was_there_before_is_kept_once(place: Place, tmp_path: Path) -> None:
-    for name in "abc":
-        file = tmp_path / f"{name}.mpb"
-        write_bundle(
-            file, [Item(f"documents/{name}", "document", b"")], meta=meta(lock_id=None), signer=place.keys.signer
-        )
-        done = place.install(file)
-
-    assert done.previous is not None
-    assert (done.previous / "documents/b").is_file()
-    assert (place.to / "documents/c").is_file()
-    assert not (place.to / "documents/b").exists()
-    assert sorted(path.name for path in place.root.iterdir() if not path.name.startswith(".")) == [
-        "site", "site.previous", "store",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
-def test_an_installation_is_replaced_as_a_whole(
-    place: Place, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
-) -> None:
-    place.install(whole)
-    file = tmp_path / "other.mpb"
-    write_bundle(file, [Item("documents/x", "document", b"")], meta=meta(lock_id=None), signer=place.keys.signer)
-    if not exchange:
-        monkeypatch.setattr(sites, "_exchange", lambda one, other: False)
-
-    place.install(file)
-
-    assert [path.name for path in (place.to / "documents").iterdir()] == ["x"]
-    assert not (place.to / "lock").exists()
-
-
-def test_the_system_exchanges_two_directories_in_one_step(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b" / "inside").mkdir(parents=True)
-
-    if not sites._exchange(tmp_path / "a", tmp_path / "b"):
-        pytest.skip("this file system cannot")
-    assert (tmp_path / "a" / "inside").is_dir()
-
-
-def test_an_exchange_that_is_not_possible_is_no_error_and_one_that_fails_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(OSError, match="No such file"):
-        sites._exchange(tmp_path / "a", tmp_path / "b")
-    monkeypatch.setattr(sites.ctypes, "get_errno", lambda: errno.EINVAL)
-    assert sites._exchange(tmp_path / "a", tmp_path / "b") is False
-
-
-def test_an_installation_that_was_left_between_two_renames_is_put_back(
-    place: Place, whole: Path, tmp_path: Path, stranger: Keys
-) -> None:
-    place.install(whole)
-    os.rename(place.to, place.root / "site.previous")
-    broken = tmp_path / "broken.mpb"
-    data = bytearray(whole.read_bytes())
-    data[-2000] ^= 1
-    broken.write_bytes(data)
-
-    with pytest.raises(VerificationError):
-        place.install(broken)
-
-    assert (place.to / "receipt.json").is_file()
-
-
 @pytest.mark.parametrize("fraction", [0.02, 0.5, 0.98])
 def test_a_damaged_bundle_changes_nothing(place: Place, whole: Path, tmp_path: Path, fraction: float) -> None:
     first = tmp_path / "first.mpb"
@@ -284,21 +159,6 @@ def test_planning_writes_nothing(place: Place, whole: Path) -> None:
     assert list(place.root.iterdir()) == []
     assert plan.copied_bytes > 10e6
     assert plan.notes == ()
-
-
-def test_an_older_bundle_another_lock_and_another_signer_are_said(
-    place: Place, whole: Path, tmp_path: Path, stranger: Keys
-) -> None:
-    place.install(whole)
-    older = tmp_path / "older.mpb"
-    write_bundle(older, OTHERS, meta=meta(NOW - timedelta(days=9), None), signer=stranger.signer)
-
-    with Bundle.open(older, stranger.verifier) as bundle:
-        notes = " ".join(place.plan(bundle).notes)
-
-    assert "OLDER than what is installed" in notes
-    assert "another lock" in notes
-    assert "another key" in notes
 
 
 def test_a_bundle_from_the_future_is_said(place: Place, tmp_path: Path) -> None:
@@ -483,9 +343,6 @@ def test_a_record_that_cannot_be_read_is_refused(place: Place, tmp_path: Path) -
 
 def evil(tmp_path: Path, name: str, data: bytes) -> list[Item]:
     """The phantom with one file exchanged, and a manifest that lists the exchange."""
-    from medport_local.snapshot import digest_of
-    from medport_local.snapshot_file import entry_of
-
     folder = tmp_path / "evil"
     shutil.copytree(SIGLIP, folder)
     (folder / name).write_bytes(data)
@@ -539,3 +396,18 @@ def test_a_lock_whose_snapshot_is_not_there_is_refused(place: Place, tmp_path: P
 
 def test_a_lock_that_is_none_is_refused(place: Place, tmp_path: Path) -> None:
     refused(place, tmp_path, [Item("lock/medport.lock", "lock", b"{}")], "version", LOCK.lock_id)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"revision": "c" * 40}, "medsiglip: the revision"), ({"model_id": "google/x"}, "medsiglip: the model is")],
+    ids=["revision", "model"],
+)
+def test_a_lock_that_names_the_bytes_otherwise_is_refused(
+    place: Place, tmp_path: Path, change: dict[str, str], said: str
+) -> None:
+    models = {"medsiglip": LOCK.models["medsiglip"].model_copy(update=change)}
+    other = LOCK.model_copy(update={"models": models})
+    parts = [*snapshot_items(SIGLIP), Item("lock/medport.lock", "lock", other.text().encode())]
+
+    refused(place, tmp_path, parts, said, other.lock_id)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import py_compile
 import zipfile
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 import pytest
 from support.site_parts import build_wheel
@@ -32,6 +34,7 @@ def test_untouched_installation_is_the_same_and_what_is_absent_is_said(site: Pat
     found = _compared(site)
 
     assert (found.same, found.absent, found.differences) == (("demo",), ("other",), ())
+    assert (found.others, found.strays) == ((), ())
 
 
 @pytest.mark.parametrize("name", ["demo/__init__.py", "demo/data.txt", "demo-1.0.dist-info/METADATA"])
@@ -69,3 +72,48 @@ def test_module_that_the_wheel_does_not_bring_is_named(site: Path) -> None:
     (difference,) = _compared(site).differences
 
     assert difference.fault == "demo/more.py is in no wheel"
+
+
+@pytest.mark.parametrize(
+    "path", ["evil.pth", "sitecustomize.py", "demo/plugin.so", "demo/more.py", "demo/old.pyc", "evil/__init__.py"]
+)
+def test_what_can_run_and_nobody_brought_is_named(site: Path, path: str) -> None:
+    file = site / "site" / path
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"")
+
+    assert _compared(site).strays == (path,)
+
+
+def test_folder_elsewhere_that_is_linked_into_the_packages_is_named(site: Path) -> None:
+    (site / "elsewhere").mkdir()
+    (site / "site/linked").symlink_to(site / "elsewhere")
+
+    assert _compared(site).strays == ("linked",)
+
+
+def test_what_another_distribution_brought_is_no_stray_and_it_is_counted(site: Path) -> None:
+    wheel = build_wheel(site, "beside", files={"demo/beside.py": b"", "beside.pth": b""})
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(site / "site")
+
+    found = _compared(site)
+
+    assert (found.same, found.others, found.strays) == (("demo",), ("beside",), ())
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_named"),
+    [
+        (PycInvalidationMode.UNCHECKED_HASH, True),
+        (PycInvalidationMode.CHECKED_HASH, False),
+        (PycInvalidationMode.TIMESTAMP, False),
+    ],
+)
+def test_compiled_file_that_python_uses_without_a_look_at_its_source_is_named(
+    site: Path, mode: PycInvalidationMode, is_named: bool
+) -> None:
+    made = py_compile.compile(str(site / "site/demo/__init__.py"), invalidation_mode=mode)
+
+    assert made is not None
+    assert _compared(site).strays == ((str(Path(made).relative_to(site / "site")),) if is_named else ())

@@ -123,3 +123,18 @@ def test_directory_without_a_provider_is_said_so(tmp_path: Path) -> None:
         read_mirror(tmp_path)
     with pytest.raises(ConfigError, match="no such directory"):
         read_mirror(tmp_path / "none")
+
+
+def test_archive_whose_packing_is_damaged_is_refused(tmp_path: Path) -> None:
+    import zipfile
+
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("x", b"provider" * 100)
+    data = bytearray(path.read_bytes())
+    start = 30 + len("x")
+    data[start + 6 : start + 20] = bytes(0xFF ^ each for each in data[start + 6 : start + 20])
+    path.write_bytes(data)
+
+    with pytest.raises(VerificationError, match=r"a\.zip"):
+        h1_of(path)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -18,7 +21,7 @@ from model_signing import hashing, signing
 from support.bundles import META, NOW, Certifier, Keys, entry, forged, manifest_of, member, write_key
 
 from medport.errors import ConfigError, VerificationError
-from medport_local.bundle import keys
+from medport_local.bundle import certificates, keys
 from medport_local.bundle.archive import Bundle, Item, write_bundle
 from medport_local.bundle.signing import Signer, Verifier
 
@@ -372,3 +375,63 @@ def test_a_manifest_that_names_another_signer_is_refused(trusted: Keys, stranger
 
     with pytest.raises(VerificationError, match="another signer"):
         Bundle.open(file, trusted.verifier)
+
+
+@pytest.mark.parametrize(
+    ("uses", "taken"),
+    [
+        ([ExtendedKeyUsageOID.SERVER_AUTH], False),
+        ([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CODE_SIGNING], True),
+        ([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE], True),
+    ],
+    ids=["servers", "servers and code", "any"],
+)
+def test_an_authority_in_between_certifies_signers_only_if_it_is_for_code(
+    root: Certifier, tmp_path: Path, uses: list[x509.ObjectIdentifier], taken: bool
+) -> None:
+    between = Certifier(tmp_path, name="Between", above=root, extended=uses)
+    signature = by(between.certify("Release")).sign(DATA)
+    verifier = Verifier(authorities=[root.file], clock=clock)
+
+    if taken:
+        assert verifier.verify(DATA, signature).names == ("CN=Release",)
+    else:
+        refused(verifier, signature, "authority 'CN=Between' is for other uses")
+
+
+VERSION_5 = (bytes.fromhex("a003020102"), bytes.fromhex("a003020104"))
+TWIN_EXTENSION = (bytes.fromhex("0603551d0e"), bytes.fromhex("0603551d0f"))
+"""The subject's key identifier becomes a second key usage."""
+
+
+@pytest.mark.parametrize("change", [VERSION_5, TWIN_EXTENSION], ids=["version 5", "twin extension"])
+def test_a_certificate_that_breaks_the_standard_is_refused(
+    root: Certifier, tmp_path: Path, change: tuple[bytes, bytes]
+) -> None:
+    key, chain = root.certify("Release")
+    forgery = json.loads(by((key, chain)).sign(DATA))
+    certificate = forgery["verificationMaterial"]["x509CertificateChain"]["certificates"][0]
+    broken = base64.b64decode(certificate["rawBytes"]).replace(*change, 1)
+    certificate["rawBytes"] = base64.b64encode(broken).decode()
+
+    refused(Verifier(authorities=[root.file], clock=clock), json.dumps(forgery).encode(), "cannot be read")
+    text = base64.encodebytes(broken).decode()
+    chain.write_text(f"-----BEGIN CERTIFICATE-----\n{text}-----END CERTIFICATE-----\n")
+    with pytest.raises(ConfigError, match="holds no certificates"):
+        by((key, chain))
+    with pytest.raises(ConfigError, match="holds no certificates"):
+        Verifier(authorities=[chain], clock=clock)
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_a_damaged_certificate_is_refused_wherever_it_is_damaged(root: Certifier) -> None:
+    _, chain = root.certify("Release")
+    whole = x509.load_pem_x509_certificate(chain.read_bytes()).public_bytes(serialization.Encoding.DER)
+    chance = random.Random(1)
+
+    for _ in range(1500):
+        data = bytearray(whole)
+        for _ in range(chance.choice((1, 1, 2))):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        with suppress(VerificationError):  # anything else is a fault of ours
+            certificates.path_to([root.certificate], [bytes(data)], now=NOW)

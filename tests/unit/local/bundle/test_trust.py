@@ -75,3 +75,21 @@ def test_a_key_that_is_named_and_missing_does_not_fall_back(tmp_path: Path, trus
         trust(environ={KEY: str(tmp_path / "absent")}, machine=tmp_path)
     with pytest.raises(ConfigError, match="cannot be read"):
         trust(environ={}, machine=tmp_path)
+
+
+@pytest.mark.parametrize("place", ["said", "environment", "machine", "nowhere"])
+def test_signer_that_cannot_be_compared_is_refused_and_not_passed_over(
+    tmp_path: Path, trusted: Keys, place: str
+) -> None:
+    if place == "machine":
+        shutil.copy(trusted.public, tmp_path / "bundle-key.pem")
+
+    with pytest.raises(ConfigError) as caught:
+        trust(
+            key=trusted.public if place == "said" else None,
+            signer="CN=Release",
+            environ={KEY: str(trusted.public)} if place == "environment" else {},
+            machine=tmp_path,
+        )
+
+    assert caught.value.field == "signer"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,21 @@ def test_wheel_with_two_descriptions_of_itself_is_refused(tmp_path: Path) -> Non
 
     with pytest.raises(VerificationError, match="it has 2 METADATA"):
         read_wheel(wheel)
+
+
+@pytest.mark.parametrize(
+    "packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_damaged_wheel_is_refused_whatever_its_packing(tmp_path: Path, packing: int) -> None:
+    path = tmp_path / "demo-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", packing) as file:
+        file.writestr("demo-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n" * 20)
+    whole, chance = path.read_bytes(), random.Random(packing)
+
+    for _ in range(400):
+        data = bytearray(whole)
+        for _ in range(chance.choice((1, 2, 8))):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(data)
+        with suppress(VerificationError):  # anything else is a fault of ours
+            read_wheel(path)
