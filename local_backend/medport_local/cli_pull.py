@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medport.errors import ConfigError
+from medport_local.cli_secrets import secret_of
 from medport_local.cli_snapshot import (
     AsJson,
     StoreDir,
@@ -50,15 +53,38 @@ def pull(
             help="Environment variable that holds a token of the hub, for gated models. It is kept nowhere.",
         ),
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM",
+            help="For bundle: public key of who may sign; MEDPORT_BUNDLE_KEY, or /etc/medport/bundle-key.pem.",
+        ),
+    ] = None,
+    ca: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PEM",
+            help="For bundle: root that certifies signers; MEDPORT_BUNDLE_CA, or /etc/medport/bundle-ca.pem.",
+        ),
+    ] = None,
+    signer: Annotated[
+        str | None, typer.Option(metavar="SUBJECT", help="With --ca: only this one, such as CN=Release.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring a model into the store: every byte hashed as it arrives, weights only as safetensors.
 
-    What was broken off is gone on with when the same is pulled again. A branch or tag becomes the commit that it
-    is; a commit that the store has is not asked for.
+    A pull that was broken off goes on when the same is pulled again.
+
+    A branch or tag becomes the commit that it is; a commit that the store has is not asked for.
     """
     from medport_local.sources import source_for
+    from medport_local.sources.choose import BUNDLE
     from medport_local.sources.hub import ENDPOINT
+
+    given = {"key": key, "ca": ca, "signer": signer}
+    if (named := [name for name, value in given.items() if value]) and not source.startswith(BUNDLE):
+        raise ConfigError("goes with a bundle alone", field=named[0], remedy="write bundle:FILE#SNAPSHOT")
 
     offline = any(os.environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     chosen = source_for(
@@ -67,7 +93,7 @@ def pull(
         token=_token(token_env),
         token_from=token_env or "--token-env NAME",
         offline=offline,
-        bundle=_open_bundle,
+        bundle=lambda file, reference: _open_bundle(file, reference, key, tuple(ca or ()), signer),
     )
     _bring(chosen, store, as_json, again=f"medport snapshot pull {source}")
 
@@ -105,25 +131,28 @@ def _bring(source: Source, root: Path | None, as_json: bool, *, again: str) -> N
         typer.echo(f"{printable(stored.reference)}  sha256:{stored.snapshot_sha256}")
 
 
-def _open_bundle(file: Path, reference: str | None) -> Source:
-    from medport_local.bundle.source import open_source
+def _open_bundle(
+    file: Path, reference: str | None, key: Path | None, authorities: Sequence[Path], signer: str | None
+) -> Source:
+    from medport_local.bundle.source import BundleSource
+    from medport_local.bundle.trust import trusted
 
-    return open_source(file, reference)
+    verifier = trusted(key=key, authorities=authorities, signer=signer)
+    if verifier is None:
+        raise ConfigError(
+            "it is not known who may sign bundles",
+            field="key",
+            remedy="give --key PUB or --ca ROOT, which came on another way than the bundle",
+        )
+    return BundleSource(file, reference, verifier)
 
 
 def _token(name: str | None) -> Any:
     from pydantic import SecretStr
 
-    from medport.errors import ConfigError
-
-    if name is None:
-        return None
-    value = os.environ.get(name, "").strip()
-    if not value:
-        raise ConfigError(
-            f"the environment variable {name:.100} is not set", field="token-env", remedy=f"export {name:.100}=…"
-        )
-    return SecretStr(value)
+    value = secret_of(name, "token-env")
+    # A file's content, as exported, ends with a line end.
+    return None if value is None else SecretStr(value.strip())
 
 
 class _Progress:

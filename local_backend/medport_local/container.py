@@ -210,7 +210,7 @@ def _stored(settings: ContainerSettings, model: LockedModel | None, stack: ExitS
     if not settings.models:
         return None if model is None else selection.from_lock(model, settings.store, stack)
     place = settings.models[0]
-    if not selection.is_reference(place):
+    if not selection.is_reference(place, settings.store):
         return None
     pinned = "@" in place or place.startswith("sha256:")
     try:

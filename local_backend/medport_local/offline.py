@@ -19,12 +19,13 @@ import orjson
 from medport import lock as locks
 from medport.errors import ConfigError, NotFound, VerificationError
 from medport_local import key_files
-from medport_local.bundle import collect, installed, providers, wheels
+from medport_local.bundle import collect, installation, installed, providers, wheels
 from medport_local.bundle.install import default_site
-from medport_local.bundle.manifest import LOCK, MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, read_manifest
-from medport_local.bundle.site import RECEIPT, SIGNED, Site
+from medport_local.bundle.manifest import LOCK
+from medport_local.bundle.site import Site
+from medport_local.bundle.trust import KEY, trusted
+from medport_local.locked import check_locked
 from medport_local.serving import chain
-from medport_local.snapshot_file import entry_of, read_whole
 from medport_local.store import Store, Stored
 
 MAX_AHEAD = timedelta(minutes=5)
@@ -57,6 +58,12 @@ class Premises:
     ca_file: Path | None = None
     keys: Path | None = None
     """Of ``medport serve --keys``."""
+    key: Path | None = None
+    """The public key of who may sign bundles; what this machine trusts (``bundle.trust``) if nobody is named."""
+    ca: tuple[Path, ...] = ()
+    """Roots that certify who may sign bundles."""
+    signer: str | None = None
+    """Of those, only the one with this subject."""
     now: Callable[[], datetime] = _now
 
     def check_store(self) -> str:
@@ -79,15 +86,16 @@ class Premises:
         """Every byte on the disk of each locked snapshot, or of all if there is no lock.
 
         Raises:
-            NotFound: the lock names a snapshot that is not there.
-            VerificationError: something is not as it should be.
-            Absent: there are no snapshots.
+            NotFound: the lock names a snapshot that is not there, or there are none at all.
+            VerificationError: something is not as it should be, or not what the lock names.
         """
         store = self._store()
         lock = self._lock()
         chosen = _locked(store, lock) if lock is not None else store.list()
         if not chosen:
-            raise Absent("the store is empty")
+            # A site without a model serves nothing, however sound the rest is.
+            where = "the store is empty" if lock is None else "the lock names no model"
+            raise NotFound(f"there is no snapshot here: {where}", remedy=_INSTALL)
         for each in chosen:
             if findings := store.verify(each):
                 first, more = findings[0], f", and {len(findings) - 1} more" if len(findings) > 1 else ""
@@ -97,42 +105,38 @@ class Premises:
         return f"{names}: {size / 1e9:.2f} GB hashed{', as locked' if lock is not None else ''}"
 
     def check_bundle(self) -> str:
-        """What was installed from the bundle is still what its manifest lists.
+        """What was installed from the bundle is still what its signed manifest lists.
 
         Raises:
-            VerificationError: a file is missing, another or not listed, or the manifest is not the one that was
-                installed.
+            ConfigError: who may sign bundles is named in a way that cannot be used.
+            VerificationError: the manifest is not signed by whom this machine trusts or not the one that was
+                installed, or a file is missing, another or not listed.
             Absent: no bundle is installed here.
         """
         place = self._bundle()
-        receipt = Site(place).receipt()
-        if receipt is None:
-            raise VerificationError(f"{RECEIPT} is missing or cannot be read", remedy=_INSTALL)
-        data, entry = read_whole(place / SIGNED, MANIFEST, limit=MAX_MANIFEST_BYTES)
-        if entry.sha256 != receipt.manifest_sha256:
-            raise VerificationError(f"{SIGNED}/{MANIFEST} is not the one that was installed", remedy=_INSTALL)
-        manifest = read_manifest(data)
-        listed = [each for each in manifest.entries if each.kind not in ("blob", "snapshot")]
-        for each in listed:
-            if entry_of(place, each.path).sha256 != each.sha256:
-                raise VerificationError(f"{each.path} is not what the manifest lists", remedy=_INSTALL)
-        # pip would take a wheel that somebody put beside those of the bundle.
-        own = {RECEIPT, SIGNATURE, f"{SIGNED}/{MANIFEST}"}
-        if more := sorted(set(_paths(place)) - own - {each.path for each in listed}):
-            raise VerificationError(
-                f"{more[0]} is not in the manifest", remedy="take it out, and ask who put it there"
-            )
-        lock = f", lock {receipt.lock_id[:12]}" if receipt.lock_id else ""
-        return (
-            f"{place}: {len(listed)} files as listed, made {receipt.created_at:%Y-%m-%d}, "
-            f"signed by {', '.join(receipt.signed_by)}{lock}"
+        verifier = trusted(key=self.key, authorities=self.ca, signer=self.signer, clock=self.now)
+        if verifier is None and self.signer is not None:
+            raise ConfigError("nobody certifies signers here", field="signer", remedy="give --ca as well")
+        found = installation.check(place, verifier)
+        manifest, signed_by = found.manifest, found.signed_by
+        names = ", ".join(signed_by.names if signed_by else manifest.signed_by)
+        signed = (
+            f"signed by {names}"
+            if signed_by
+            else f"says that {names} signed it; signature NOT checked: name who may sign, --key PEM or {KEY}"
         )
+        lock = f", lock {manifest.lock_id[:12]}" if manifest.lock_id else ""
+        return f"{place}: {found.files} files as listed, made {manifest.created_at:%Y-%m-%d}{lock}, {signed}"
 
     def check_wheels(self) -> str:
-        """What is installed in this environment is what the wheels of the bundle hold.
+        """The files that the wheels of the bundle list are installed here as they list them.
+
+        What Python compiled from them (``__pycache__``) is not compared, only what cannot come of them is found;
+        distributions of no wheel are counted and not looked into.
 
         Raises:
-            VerificationError: a file is another, or medport itself is from elsewhere.
+            VerificationError: a file is another, medport itself is from elsewhere, or something that can run
+                belongs to no distribution.
             Absent: there is no installed bundle, or it has no wheels.
         """
         folder = self._part("wheels")
@@ -145,8 +149,14 @@ class Premises:
                 "medport itself is not installed from the bundle",
                 remedy=f"pip install --no-index --find-links {folder} medport",
             )
+        if found.strays:
+            raise VerificationError(
+                f"{found.strays[0]} can run, and is of no distribution",
+                remedy="take it out, and ask who put it there; or make the environment anew: python -m venv",
+            )
         more = f", {len(found.absent)} more are not installed" if found.absent else ""
-        return f"{len(found.same)} distributions are those of the bundle{more}"
+        others = f"; of no wheel of it: {len(found.others)}" if found.others else ""
+        return f"the files of {len(found.same)} distributions are those of the bundle{more}{others}"
 
     def check_files(self) -> str:
         """Certificates, their keys and API keys can be read, belong together and are in force.
@@ -268,20 +278,21 @@ def _locked(store: Store, lock: Path) -> list[Stored]:
     found = []
     for model in locks.read(lock).models.values():
         try:
-            found.append(store.find(f"sha256:{model.snapshot_sha256}"))
+            stored = store.find(f"sha256:{model.snapshot_sha256}")
         except NotFound as absent:
             raise NotFound(
                 f"the store does not have {model}, which the lock names",
                 remedy=_INSTALL,
             ) from absent
+        check_locked(
+            model,
+            snapshot_sha256=stored.snapshot_sha256,
+            model_id=stored.model_id,
+            revision=stored.revision,
+            family=stored.family,
+        )
+        found.append(stored)
     return found
-
-
-def _paths(directory: Path) -> Iterator[str]:
-    for folder, folders, files in os.walk(directory):
-        # A link to a folder is listed as a folder, and not entered.
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        yield from ((Path(folder) / name).relative_to(directory).as_posix() for name in (*files, *links))
 
 
 def _time_of(line: bytes) -> Iterator[datetime]:

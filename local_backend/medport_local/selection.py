@@ -14,6 +14,7 @@ from pathlib import Path
 from medport import lock as locks
 from medport.errors import ConfigError, NotFound, VerificationError
 from medport.lock import Lock, LockedModel
+from medport_local import locked
 from medport_local.snapshot import INT8_SUFFIX, Snapshot, open_snapshot
 from medport_local.store import Store, default_root
 
@@ -68,11 +69,13 @@ def select(wanted: Wanted) -> Iterator[Selection]:
 def verified(wanted: Wanted) -> Mapping[str, Snapshot]:
     """What would be served, with every byte hashed here and now. Raises as ``select`` and ``open_snapshot``."""
     with select(wanted) as selection:
-        places = {
-            family: each.directory if isinstance(each, Snapshot) else each
+        for each in selection.snapshots.values():
+            if isinstance(each, Snapshot):
+                each.verify()
+        return {
+            family: each if isinstance(each, Snapshot) else open_snapshot(each)
             for family, each in selection.snapshots.items()
         }
-        return {family: open_snapshot(place) for family, place in places.items()}
 
 
 def image_digest_of(text: str | None) -> str | None:
@@ -91,16 +94,31 @@ def image_digest_of(text: str | None) -> str | None:
     return found[1]
 
 
-def is_reference(text: str) -> bool:
+def is_reference(text: str, store: Path | None = None) -> bool:
     """Whether a text means a snapshot of the store, and no directory.
 
     ``OWNER/NAME`` alone is a directory where there is one; with a commit behind it never, so that no directory
     can take a pinned snapshot's place.
+
+    Args:
+        store: the store's directory; its own default if ``None``.
+
+    Raises:
+        ConfigError: it is a directory here, and the store has a snapshot of that name too: which of them is meant
+            would hang on where the server was started.
     """
     found = _REFERENCE.fullmatch(text)
     if found is None:
         return False
-    return text.startswith("sha256:") or found["commit"] is not None or not Path(text).is_dir()
+    if text.startswith("sha256:") or found["commit"] is not None or not Path(text).is_dir():
+        return True
+    if _is_stored(text, store):
+        raise ConfigError(
+            f"may be a directory here or a snapshot of the store: {text}",
+            field="snapshot",
+            remedy=f"write ./{text} for the directory, or {text}@COMMIT for the snapshot",
+        )
+    return False
 
 
 def opened(reference: str, root: Path | None, held: ExitStack) -> Snapshot:
@@ -118,17 +136,13 @@ def opened(reference: str, root: Path | None, held: ExitStack) -> Snapshot:
 
 def check_locked(snapshot: Snapshot, model: LockedModel) -> None:
     """Raise VerificationError if a snapshot is not the one that is locked."""
-    for what, is_, must in (
-        ("snapshot", snapshot.snapshot_sha256, model.snapshot_sha256),
-        ("model", snapshot.model_id, model.model_id),
-        ("revision", snapshot.revision or "unpinned", model.revision or "unpinned"),
-    ):
-        if is_ != must:
-            raise VerificationError(
-                f"the {what} is {is_}, and {must} is locked",
-                field="lock",
-                remedy="serve what is locked, or lock this one",
-            )
+    locked.check_locked(
+        model,
+        snapshot_sha256=snapshot.snapshot_sha256,
+        model_id=snapshot.model_id,
+        revision=snapshot.revision,
+        family=snapshot.family,
+    )
 
 
 def check_image(digest: str | None, lock: Lock) -> None:
@@ -154,8 +168,23 @@ def from_lock(model: LockedModel, store: Path | None, held: ExitStack) -> Snapsh
         ) from fault
 
 
+def _is_stored(model_id: str, root: Path | None) -> bool:
+    """Whether a store has a snapshot of a name, or several; not where there is no store."""
+    try:
+        store = Store(root, create=False)
+    except ConfigError:
+        return False
+    try:
+        store.find(model_id)
+    except NotFound:
+        return False
+    except ConfigError:
+        return True  # there are several
+    return True
+
+
 def _found(text: str, store: Path | None, held: ExitStack) -> Path | Snapshot:
-    if not is_reference(text):
+    if not is_reference(text, store):
         return Path(text)
     try:
         return opened(text, store, held)
@@ -198,7 +227,7 @@ def _locked(wanted: Wanted, lock: Lock, held: ExitStack) -> Selection:
 def _as_locked(text: str | None, model: LockedModel, store: Path | None, held: ExitStack) -> Snapshot:
     if text is None:
         snapshot = from_lock(model, store, held)
-    elif is_reference(text):
+    elif is_reference(text, store):
         snapshot = opened(text, store, held)
     else:
         snapshot = open_snapshot(text, defer_weights=True)

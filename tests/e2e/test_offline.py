@@ -188,6 +188,9 @@ def test_doctor_finds_nothing_broken_and_checks_the_installed_bundle(visited: Vi
     assert "All is well." in said
     for name in ("store", "snapshots", "bundle", "wheels", "keys", "audit", "clock"):
         assert f"ok       {name} " in said
+    assert "files as listed" in said
+    assert "signed by key sha256:" in said
+    assert "NOT checked" not in said
 
 
 def test_python_uses_no_address_but_loopback_and_looks_up_no_name(visited: Visited) -> None:

@@ -155,7 +155,9 @@ def _use(steps: Steps, directory: Path, environment: Mapping[str, str]) -> None:
     )
     steps.run("in-process", 'medport chat "Describe this X-ray." -i cxr.png --profile here --json')
     steps.run(
-        "doctor", "medport doctor --offline --audit audit --tls-cert tls/server.pem --tls-key tls/server-key.pem"
+        "doctor",
+        "medport doctor --offline --key pub.pem --audit audit "
+        "--tls-cert tls/server.pem --tls-key tls/server-key.pem",
     )
 
 
@@ -181,12 +183,16 @@ def _environment(given: Visit, directory: Path) -> dict[str, str]:
 
 
 def plant(venv: Path, outside: str | None) -> None:
-    """The guard, and the way to packages that the site has."""
+    """The guard, and the way to packages that the site has, as a distribution: the doctor asks whose files run."""
     (packages,) = (venv / "lib").glob("python3*/site-packages")
-    shutil.copy(GUARD, packages / "socket_guard.py")
-    (packages / "a_socket_guard.pth").write_text("import socket_guard\n")
+    files = {"socket_guard.py": GUARD.read_text(), "a_socket_guard.pth": "import socket_guard\n"}
     if outside is not None:
-        (packages / "outside.pth").write_text(f"{outside}\n")
+        files["outside.pth"] = f"{outside}\n"
+    files["socket_guard-1.dist-info/METADATA"] = "Metadata-Version: 2.1\nName: socket-guard\nVersion: 1\n"
+    files["socket_guard-1.dist-info/RECORD"] = "".join(f"{name},,\n" for name in files)
+    (packages / "socket_guard-1.dist-info").mkdir()
+    for name, text in files.items():
+        (packages / name).write_text(text)
 
 
 def checksum(file: Path) -> str:

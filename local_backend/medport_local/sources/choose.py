@@ -13,6 +13,7 @@ from medport_local.sources.bucket import BucketSource
 from medport_local.sources.directory import DirectorySource
 from medport_local.sources.hub import ENDPOINT, REPOSITORY, HubSource
 from medport_local.sources.source import Source
+from medport_local.sources.wanted import shown
 
 BUNDLE = "bundle:"
 _EXAMPLES = "write OWNER/NAME@COMMIT, gs://BUCKET/FOLDER, a directory, or bundle:FILE#SNAPSHOT"
@@ -51,7 +52,7 @@ def source_for(
     is_directory = os.path.isdir(text)
     if REPOSITORY.fullmatch(repository) is None or (at and is_directory):
         if not is_directory:
-            raise ConfigError("is no source: there is no such directory either", field=field, remedy=_EXAMPLES)
+            raise ConfigError(_no_source(text), field=field, remedy=_EXAMPLES)
         return DirectorySource(Path(text), field=field)
     if is_directory:
         raise ConfigError(
@@ -60,7 +61,7 @@ def source_for(
             remedy=f"write ./{text} for the directory, or {text}@COMMIT for the repository",
         )
     if at and not revision:
-        raise ConfigError("nothing stands behind the @", field=field, remedy=_EXAMPLES)
+        raise ConfigError(f"nothing stands behind the @ of {text}", field=field, remedy=_EXAMPLES)
     return HubSource(
         repository,
         revision if at else None,
@@ -70,6 +71,16 @@ def source_for(
         offline=offline,
         field=field,
     )
+
+
+def _no_source(text: str) -> str:
+    scheme, is_url, _ = text.partition("://")
+    if is_url:
+        # What follows may hold a password.
+        return f"addresses that begin with {shown((scheme,))}:// are not fetched"
+    if not text:
+        return "is empty"
+    return f"{shown((text,))} is no source, and there is no such directory either"
 
 
 def _bundle(text: str, opened: OpenBundle | None, field: str) -> Source:

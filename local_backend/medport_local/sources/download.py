@@ -10,7 +10,7 @@ from pathlib import Path
 from medport.errors import ConfigError
 from medport_local.snapshot import MANIFEST, FileEntry, Manifest, digest_of
 from medport_local.snapshot_file import refuse
-from medport_local.sources.judging import Judged, headed, is_judged, judge
+from medport_local.sources.judging import Judged, check_size, headed, is_judged, judge
 from medport_local.sources.source import Changed, Offer, Source, Tell
 from medport_local.sources.wanted import WEIGHTS
 from medport_local.sources.whole import Whole
@@ -38,7 +38,11 @@ def download(source: Source, directory: Path, *, told: Tell) -> None:
         told(line)
     _check_space(offer, directory)
     texts = [name for name in offer.files if not name.endswith(WEIGHTS)]
+    for name in texts:
+        check_size(name, offer.files[name].size_bytes)
     entries = {name: _write(source, offer, name, directory, None) for name in texts}
+    for name in texts:
+        check_size(name, entries[name].size_bytes)  # a source may not have known it before
     judged = judge(offer, {name: (directory / name).read_bytes() for name in texts if is_judged(name)})
     listed = offer.manifest.files if offer.manifest else {}
     weights = [name for name in offer.files if name not in texts and (name in listed or name not in judged.spare)]

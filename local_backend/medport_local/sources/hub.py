@@ -8,6 +8,7 @@ Wire: ``/api/models/ID/revision/REVISION?blobs=true`` lists a commit with git's 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import socket
 import time
@@ -37,6 +38,8 @@ from medport_local.sources.source import Offer, Offered
 from medport_local.sources.wanted import choose
 from medport_local.store import Terms
 
+logger = logging.getLogger(__name__)
+
 ENDPOINT = "https://huggingface.co"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -58,7 +61,7 @@ class HubSource:
         token_from: what to call it in errors, such as the environment variable that held it.
         offline: ask nobody, whatever is asked of this source.
         session, resolve, sleep: as ``HubConnection`` takes them.
-        now: the time at which terms were accepted.
+        now: the time of the pull: the hub does not say when terms were accepted, only that they are.
         field: what to call the repository in errors.
 
     Raises:
@@ -216,9 +219,18 @@ class HubSource:
         )
 
     def _name_of_account(self) -> str | None:
+        """Whose token it is; ``None`` where the hub does not say: a pull does not hang on that.
+
+        Raises:
+            AuthError: the hub does not know the token.
+        """
         try:
-            said = self._hub.json(f"{self._endpoint}/api/whoami-v2")
-        except NotFound:  # a mirror that knows no accounts
+            said = self._hub.json(f"{self._endpoint}/api/whoami-v2", attempts=1)
+        except MedportError as fault:
+            # A mirror that knows no accounts, a token that may read models alone, a hub that is busy.
+            if isinstance(fault, AuthError) and not isinstance(fault, Forbidden):
+                raise
+            logger.info("the hub does not say whose token this is (%s)", type(fault).__name__)
             return None
         name = said.get("name") if isinstance(said, dict) else None
         return f"{name:.200}" if isinstance(name, str) and name.isprintable() else None

@@ -34,7 +34,7 @@ from medport_local.sources.hub_answers import (
     untrusted,
 )
 from medport_local.sources.quiet import quiet
-from medport_local.sources.redirects import Redirects, Resolver, endless
+from medport_local.sources.redirects import Redirects, Resolver, endless, unusable
 from medport_local.sources.source import Changed
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ _ATTEMPTS = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
 _CONNECT_TIMEOUT_S, _SILENCE_TIMEOUT_S = 10.0, 30.0
 _MAX_REDIRECTS = 5
-_MAX_JSON_BYTES = 32 * 2**20
+_MAX_JSON_BYTES = 4 * 2**20
+"""Parsed, JSON takes some 30 times its size; a listing of 10,000 files has 3 MB."""
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
@@ -91,14 +92,17 @@ class HubConnection:
         self._given_session = session
         self._sleep = sleep
 
-    def json(self, url: str) -> Any:
+    def json(self, url: str, *, attempts: int | None = None) -> Any:
         """What the hub's API says.
 
+        Args:
+            attempts: how often to ask a hub that is busy or fails; six times if ``None``.
+
         Raises:
-            ProtocolError: it is no JSON, or more than 32 MiB of it.
+            ProtocolError: it is no JSON, or more than 4 MiB of it.
             MedportError: it refuses, or cannot be reached.
         """
-        data = self.whole(url, limit=_MAX_JSON_BYTES)
+        data = self.whole(url, limit=_MAX_JSON_BYTES, attempts=attempts)
         try:
             return json.loads(data)
         except (ValueError, RecursionError):
@@ -106,8 +110,12 @@ class HubConnection:
                 "the answer is no JSON", field="endpoint", remedy="check HF_ENDPOINT: a login page, perhaps"
             ) from None
 
-    def whole(self, url: str, *, limit: int) -> bytes:
+    def whole(self, url: str, *, limit: int, attempts: int | None = None) -> bytes:
         """A small body.
+
+        Args:
+            limit: of it, in bytes.
+            attempts: as for ``json``.
 
         Raises:
             ProtocolError: it is larger than ``limit`` bytes, or packed.
@@ -119,18 +127,18 @@ class HubConnection:
             try:
                 if response.status_code != 200:
                     raise ProtocolError("the answer is a part of what was asked for", field="endpoint")
-                data = b""
+                data = bytearray()
                 for piece in response.iter_raw():
                     data += piece
                     if len(data) > limit:
                         raise ProtocolError(f"an answer is larger than {limit / 2**20:.0f} MiB", field="endpoint")
-                return data
+                return bytes(data)
             except self._http.TransportError as fault:
                 raise Again(broken(fault)) from None
             finally:
                 response.close()
 
-        return self._patiently(attempt)
+        return self._patiently(attempt, attempts)
 
     def stream(self, url: str, *, name: str, offset: int, size_bytes: int) -> Iterator[bytes]:
         """The bytes of a file from ``offset`` to its end, over as many connections as it takes.
@@ -195,9 +203,12 @@ class HubConnection:
         session = self._session
         sent = {"accept-encoding": "identity", "user-agent": "medport", **headers}
         for _ in range(_MAX_REDIRECTS + 1):
-            request = session.build_request(
-                "GET", url, headers=sent, timeout=(_CONNECT_TIMEOUT_S, *[_SILENCE_TIMEOUT_S] * 3)
-            )
+            try:
+                request = session.build_request(
+                    "GET", url, headers=sent, timeout=(_CONNECT_TIMEOUT_S, *[_SILENCE_TIMEOUT_S] * 3)
+                )
+            except (self._http.InvalidURL, UnicodeError):
+                raise unusable() from None
             signing = self._sign if self._token is not None and self._redirects.is_hub(url) else None
             try:
                 with quiet():
@@ -206,6 +217,8 @@ class HubConnection:
                 if is_untrusted(fault):
                     raise untrusted() from None
                 raise Again(broken(fault)) from None
+            except UnicodeError:  # a name that no resolver takes
+                raise unusable() from None
             except OSError as fault:  # its offline mode among them
                 raise broken(fault) from None
             if not response.has_redirect_location:
@@ -215,10 +228,10 @@ class HubConnection:
             url = self._redirects.target(url, location)
         raise endless()
 
-    def _patiently(self, attempt: Callable[[], _T]) -> _T:
+    def _patiently(self, attempt: Callable[[], _T], attempts: int | None = None) -> _T:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Again),
-            stop=tenacity.stop_after_attempt(_ATTEMPTS),
+            stop=tenacity.stop_after_attempt(attempts or _ATTEMPTS),
             wait=_wait,
             sleep=self._sleep,
             reraise=True,
@@ -226,7 +239,7 @@ class HubConnection:
         try:
             return retrying(attempt)
         except Again as last:
-            last.error.attempts = _ATTEMPTS
+            last.error.attempts = attempts or _ATTEMPTS
             raise last.error from None
 
     def _sign(self, request: Any) -> Any:

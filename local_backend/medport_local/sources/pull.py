@@ -13,7 +13,7 @@ from medport.errors import NotFound, VerificationError
 from medport_local.safetensors_header import INDEX
 from medport_local.snapshot import MANIFEST, FileEntry, Manifest, digest_of
 from medport_local.snapshot_file import refuse
-from medport_local.sources.judging import Judged, is_judged, judge
+from medport_local.sources.judging import Judged, check_size, is_judged, judge
 from medport_local.sources.reading import Reading
 from medport_local.sources.source import Changed, Offer, Offered, Pinned, Source, Tell
 from medport_local.sources.wanted import WEIGHTS, shown
@@ -22,7 +22,6 @@ from medport_local.store import Intake, Record, Store, Stored
 logger = logging.getLogger(__name__)
 
 _FIRST = ("config.json", INDEX)
-_MAX_TEXT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +75,10 @@ def pull(store: Store, source: Source, *, told: Tell, watch: Watch = lambda _: N
             terms=offer.terms,
             notes=notes,
         )
-        intake.commit(manifest, record)
-    return store.find(f"sha256:{manifest.snapshot_sha256}")
+        stored = intake.commit(manifest, record)
+        # What came was hashed. But where the store had the snapshot before, a file too many may lie beside it.
+        store.open(stored, defer_weights=True)
+        return store.find(f"sha256:{stored.snapshot_sha256}")
 
 
 class _Pull:
@@ -98,6 +99,8 @@ class _Pull:
         names = sorted(self._offer.files, key=lambda name: (name.endswith(WEIGHTS), name not in _FIRST, name))
         texts = [name for name in names if not name.endswith(WEIGHTS)]
         self._count(names)
+        for name in texts:
+            check_size(name, self._expected(self._offer.files[name])[0])
         entries = {name: self._fetch(name) for name in texts}
         judged = judge(self._offer, {name: self._text(name, entries[name]) for name in texts if is_judged(name)})
         left = tuple(name for name in judged.spare if name not in self._listed)
@@ -168,8 +171,7 @@ class _Pull:
         )
 
     def _text(self, name: str, entry: FileEntry) -> bytes:
-        if entry.size_bytes > _MAX_TEXT_BYTES:
-            refuse(name, f"is larger than {_MAX_TEXT_BYTES / 2**20:.0f} MiB")
+        check_size(name, entry.size_bytes)  # a source may not have known it before
         with self._intake.open(entry) as file:
             return file.readall()
 
@@ -198,7 +200,7 @@ def _sound(store: Store, reference: str | None, told: Tell) -> Stored | None:
         return None
     try:
         there = store.find(reference)
-        store.open(there, defer_weights=True)
+        store.open(there)
     except NotFound:
         return None
     except VerificationError as fault:

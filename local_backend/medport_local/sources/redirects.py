@@ -20,6 +20,8 @@ _INSIDE_SUFFIXES = (".local", ".localhost", ".internal", ".lan", ".home.arpa")
 # A gateway unpacks the IPv4 address in it, whatever that is.
 _NAT64 = IPv6Network("64:ff9b::/96")
 _MAX_URL = 8192
+_MAX_NAME, _MAX_LABEL = 253, 63
+"""Characters of a host's name and of each part of it (RFC 1035, 2.3.4): encoding longer or empty ones fails."""
 
 
 class Redirects:
@@ -105,9 +107,16 @@ def _split(url: str) -> SplitResult:
         or port == 0
     ):
         raise ValueError("no address to ask")
-    if not url.isprintable() or not url.isascii() or " " in url:
+    if not url.isprintable() or not url.isascii() or " " in url or not _is_host(parts.hostname):
         raise ValueError("no address to ask")
     return parts
+
+
+def _is_host(name: str) -> bool:
+    if ":" in name:  # of IPv6, which urlsplit has looked at
+        return True
+    whole = name.removesuffix(".")
+    return len(whole) <= _MAX_NAME and all(0 < len(label) <= _MAX_LABEL for label in whole.split("."))
 
 
 def _origin(parts: SplitResult) -> Origin:
@@ -150,3 +159,8 @@ def _refused(where: str) -> PolicyError:
 def endless() -> ProtocolError:
     """The error for redirects that lead nowhere."""
     return ProtocolError("the hub redirects in a circle", field="endpoint", remedy="check HF_ENDPOINT")
+
+
+def unusable() -> ProtocolError:
+    """The error for an address that looks like one and that no request can be made of."""
+    return ProtocolError("no request can be sent to its address", field="endpoint", remedy="check HF_ENDPOINT")

@@ -65,10 +65,41 @@ def doctor(
     keys: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Of medport serve --keys.", rich_help_panel=_PANEL)
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM",
+            help="Public key of who may sign bundles; MEDPORT_BUNDLE_KEY, or /etc/medport/bundle-key.pem.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    ca: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PEM",
+            help="Root that certifies who may; MEDPORT_BUNDLE_CA, or /etc/medport/bundle-ca.pem.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    signer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SUBJECT", help="With --ca: only this one, such as CN=Release.", rich_help_panel=_PANEL
+        ),
+    ] = None,
 ) -> int:
     """Check each step to the models of the active profile, and of each profile it falls back to."""
     places = site.Places(
-        store=store, lock=lock, bundle=bundle, audit=audit, tls_cert=tls_cert, tls_key=tls_key, keys=keys
+        store=store,
+        lock=lock,
+        bundle=bundle,
+        audit=audit,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        keys=keys,
+        key=key,
+        ca=tuple(ca or ()),
+        signer=signer,
     )
     if not offline and (named := places.named()):
         raise ConfigError("goes with --offline", field=named[0].replace("_", "-"), remedy="add --offline")

@@ -24,7 +24,7 @@ _NO = frozenset({"0", "false", "no", "off"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """Where the parts of the site are, as far as they were named."""
+    """Where the parts of the site are, and who may sign bundles for it, as far as they were named."""
 
     store: Path | None = None
     lock: Path | None = None
@@ -34,10 +34,13 @@ class Places:
     tls_key: Path | None = None
     ca_file: Path | None = None
     keys: Path | None = None
+    key: Path | None = None
+    ca: tuple[Path, ...] = ()
+    signer: str | None = None
 
     def named(self) -> list[str]:
         """The names of those that were given."""
-        return [name for name in self.__slots__ if getattr(self, name) is not None]
+        return [name for name in self.__slots__ if getattr(self, name)]
 
 
 def checks(places: Places, resolved: Resolved, environment: Mapping[str, str] = os.environ) -> list[Check]:
@@ -125,9 +128,9 @@ class _Local:
         except offline.Absent as reason:
             raise Skipped(str(reason)) from None
 
-    def _found(self) -> dict[str, Path | None]:
+    def _found(self) -> dict[str, Any]:
         """What was given; else what the first profile or the environment says."""
-        found = {name: getattr(self._places, name) for name in Places.__slots__}
+        found: dict[str, Any] = {name: getattr(self._places, name) for name in Places.__slots__}
         _, profile = self._resolved.chain[0]
         for name in ("store", "lock", "ca_file"):
             said = getattr(profile, name)

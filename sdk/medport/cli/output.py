@@ -184,7 +184,17 @@ def printable(text: str) -> str:
 
 def _what(error: MedportError) -> str:
     """The first line: class, place, what is wrong, who said so."""
-    place = f"{error.field}: " if error.field and error.field not in error.message else ""
+    place = f"{error.field}: " if error.field and not _is_named(error.field, error.message) else ""
     known = {"profile": error.backend, "request": error.request_id}
     said = ", ".join(f"{key} {value}" for key, value in known.items() if value)
     return f"{type(error).__name__}: {place}{error.message}" + (f" ({said})" if said else "")
+
+
+def _is_named(field: str, message: str) -> bool:
+    """Whether a message names a field itself.
+
+    A name of several parts, such as ``model.safetensors``, does anywhere in it. A plain word, such as ``key`` or
+    ``ca``, does at its start alone: further on, as in "public key", it is a word like others.
+    """
+    found = re.search(rf"(?<!\w){re.escape(field)}(?!\w)", message)
+    return found is not None and (found.start() == 0 or not field.isalpha())

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.bundles import META, Keys
 
 from medport import config
 from medport.cli import packages
 from medport.cli.offline import check_environment, check_packages, check_profile
 from medport.errors import ConfigError, PolicyError
+from medport_local.bundle.archive import Bundle, Item, write_bundle
+from medport_local.bundle.install import install, plan
 from medport_local.phantom import weights_dir
 from medport_local.sources import DirectorySource, pull
 from medport_local.store import Store
@@ -67,6 +70,43 @@ def test_first_fault_is_explained_with_its_remedy(medport: Any, tmp_path: Path) 
     assert "medport bundle install" in run.out
 
 
+@pytest.mark.usefixtures("quick")
+def test_machine_without_a_snapshot_is_not_well(
+    medport: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDPORT_STORE", str(Store(tmp_path / "empty").root))
+
+    run = medport("doctor", "--offline")
+
+    assert run.code == 1
+    assert "Begin with offline, snapshots" in run.out
+
+
+@pytest.mark.usefixtures("quick", "store")
+def test_signature_of_the_bundle_is_checked_by_the_given_key(medport: Any, tmp_path: Path) -> None:
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    ours.mkdir()
+    others.mkdir()
+    keys = Keys.make(ours)
+    items = [Item("documents/a.txt", "document", b"a")]
+    write_bundle(tmp_path / "d.mpb", items, meta=META, signer=keys.signer)
+    with Bundle.open(tmp_path / "d.mpb", keys.verifier) as bundle:
+        site = install(plan(bundle, store_root=tmp_path / "s", to=tmp_path / "site")).directory
+    asked = ("doctor", "--offline", "--json", "--bundle", str(site))
+
+    ran = {
+        "ours": medport(*asked, "--key", str(keys.public)),
+        "others": medport(*asked, "--key", str(Keys.make(others).public)),
+        "nobody": medport(*asked),
+    }
+
+    assert {name: run.code for name, run in ran.items()} == {"ours": 0, "others": 1, "nobody": 0}
+    said = {name: _checks(run)["bundle"]["detail"] for name, run in ran.items()}
+    assert "signed by key sha256:" in said["ours"]
+    assert "is by another key" in said["others"]
+    assert "signature NOT checked" in said["nobody"]
+
+
 @pytest.mark.usefixtures("quick", "store")
 def test_places_come_from_the_profile_and_the_environment_unless_given(
     medport: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -82,8 +122,12 @@ def test_places_come_from_the_profile_and_the_environment_unless_given(
 
 
 @pytest.mark.parametrize(
-    "option", ["--store", "--lock", "--bundle", "--audit", "--tls-cert", "--tls-key", "--keys"]
-)
+    "option",
+    [
+        "--store", "--lock", "--bundle", "--audit", "--tls-cert", "--tls-key", "--keys", "--key", "--ca",
+        "--signer",
+    ],
+)  # fmt: skip
 def test_place_without_offline_is_wrong_usage(medport: Any, option: str) -> None:
     run = medport("doctor", option, "x", "--json")
 

@@ -9,7 +9,7 @@ import pytest
 
 from medport.cli import commands
 from medport.cli.output import Output
-from medport.errors import TABLE, MedportError, class_for
+from medport.errors import TABLE, ConfigError, MedportError, class_for
 
 CANARY = "CANARY-Jane-Doe"
 KEYS = ["backend", "exit_code", "field", "message", "remedy", "request_id", "retryable", "type"]
@@ -181,3 +181,22 @@ def test_every_error_class_has_a_two_line_form(capsys: pytest.CaptureFixture[str
     assert "\x1b" not in (shown := capsys.readouterr().err)
     assert "\x07" not in shown
     assert "(profile onprem, request r)" in shown
+
+
+@pytest.mark.parametrize(
+    ("field", "message", "shown"),
+    [
+        ("ca", "holds no certificates", "ca: holds no certificates"),
+        ("to", "the directory is not empty", "to: the directory is not empty"),
+        ("key", "is no public key", "key: is no public key"),
+        ("lock", "lock is no JSON", "lock is no JSON"),
+        ("a.safetensors", "the file a.safetensors is short", "the file a.safetensors is short"),
+        ("a.json", "the file aa.json is short", "a.json: the file aa.json is short"),
+    ],
+)
+def test_field_is_shown_unless_the_message_names_it_itself(
+    capsys: pytest.CaptureFixture[str], field: str, message: str, shown: str
+) -> None:
+    Output().failure(ConfigError(message, field=field))
+
+    assert capsys.readouterr().err == f"ConfigError: {shown}\n"

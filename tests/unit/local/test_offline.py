@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +18,11 @@ from support.bundles import NOW, Certifier, Keys
 from support.site_parts import build_wheel, provider_mirror, repack
 
 from medport.errors import ConfigError, MedportError, NotFound, VerificationError
+from medport_local.bundle import collect
 from medport_local.bundle.archive import Bundle, Item, Meta, write_bundle
 from medport_local.bundle.contents import Selection, gather
 from medport_local.bundle.install import install, plan
+from medport_local.bundle.signing import Signer, Verifier
 from medport_local.offline import Absent, Premises
 from medport_local.phantom import weights_dir
 from medport_local.serving import keys
@@ -77,7 +84,18 @@ def test_every_snapshot_is_hashed_and_one_flipped_bit_is_found(store: Store) -> 
         premises.check_snapshots()
 
 
-def test_lock_of_a_snapshot_that_is_not_there_is_not_found(store: Store, tmp_path: Path) -> None:
+def test_site_without_a_snapshot_is_at_fault(tmp_path: Path) -> None:
+    empty = Store(tmp_path / "empty")
+
+    with pytest.raises(NotFound, match="the store is empty") as caught:
+        Premises(store=empty.root).check_snapshots()
+
+    assert "bundle install" in str(caught.value.remedy)
+
+
+def test_lock_of_a_snapshot_that_is_not_there_or_not_of_that_commit_is_refused(
+    store: Store, tmp_path: Path
+) -> None:
     from medport import lock as locks
     from medport_local.cli_lock import locked_model
 
@@ -87,6 +105,10 @@ def test_lock_of_a_snapshot_that_is_not_there_is_not_found(store: Store, tmp_pat
     locks.write(tmp_path / "medport.lock", locks.checked(content))
 
     assert "as locked" in Premises(store=store.root, lock=tmp_path / "medport.lock").check_snapshots()
+    content["models"]["medsiglip"]["revision"] = "f" * 40  # type: ignore[index]
+    locks.write(tmp_path / "other.lock", locks.checked(content))
+    with pytest.raises(VerificationError, match=r"the revision is .* is locked"):
+        Premises(store=store.root, lock=tmp_path / "other.lock").check_snapshots()
     empty = Store(tmp_path / "empty")
     with pytest.raises(NotFound, match="which the lock names"):
         Premises(store=empty.root, lock=tmp_path / "medport.lock").check_snapshots()
@@ -112,6 +134,98 @@ def test_manifest_that_was_exchanged_after_installing_is_found(installed: Premis
         installed.check_bundle()
 
 
+def _rewrite(site: Path, **receipt: object) -> None:
+    """Put a changed document, a manifest that lists it and a receipt of that manifest into an installation."""
+    (site / "wheels/demo-1.0-py3-none-any.whl").write_bytes(b"evil")
+    manifest = json.loads((site / "signed/manifest.json").read_bytes())
+    (entry,) = [each for each in manifest["entries"] if each["kind"] == "wheel"]
+    entry.update(sha256=hashlib.sha256(b"evil").hexdigest(), size_bytes=4)
+    data = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+    (site / "signed/manifest.json").write_bytes(data)
+    _change_receipt(site, manifest_sha256=hashlib.sha256(data).hexdigest(), **receipt)
+
+
+def _change_receipt(site: Path, **changes: object) -> None:
+    receipt = json.loads((site / "receipt.json").read_bytes())
+    (site / "receipt.json").write_text(json.dumps({**receipt, **changes}))
+
+
+def test_site_whose_manifest_and_receipt_were_rewritten_is_refused_where_the_signer_is_known(
+    installed: Premises, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert installed.bundle is not None
+    trusting = replace(installed, key=tmp_path / "pub.pem")
+    assert "signed by key sha256:" in trusting.check_bundle()
+
+    _rewrite(installed.bundle)
+
+    with pytest.raises(VerificationError, match=r"manifest\.sig"):
+        trusting.check_bundle()
+    monkeypatch.setenv("MEDPORT_BUNDLE_KEY", str(tmp_path / "pub.pem"))
+    with pytest.raises(VerificationError, match=r"manifest\.sig"):
+        installed.check_bundle()
+
+
+def test_signature_that_nobody_could_check_is_said_so(installed: Premises) -> None:
+    said = installed.check_bundle()
+
+    assert "signature NOT checked" in said
+    assert "MEDPORT_BUNDLE_KEY" in said
+    with pytest.raises(ConfigError) as caught:
+        replace(installed, signer="CN=Release").check_bundle()
+    assert caught.value.field == "signer"
+
+
+def test_bundle_that_another_than_the_trusted_key_signed_is_refused(installed: Premises, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Keys.make(tmp_path / "other")
+
+    with pytest.raises(VerificationError, match="is by another key"):
+        replace(installed, key=other.public).check_bundle()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"signed_by": ["CN=Vendor"]}, "signer"),
+        ({"created_at": "2020-01-01T00:00:00Z"}, "date"),
+        ({"lock_id": "a" * 64}, "lock"),
+        ({"key_sha256": "a" * 64}, "key"),
+    ],
+)
+def test_receipt_that_tells_another_story_than_what_was_signed_is_refused(
+    installed: Premises, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    assert installed.bundle is not None
+    _change_receipt(installed.bundle, **changes)
+
+    with pytest.raises(VerificationError, match=f"receipt.json does not have the {said}"):
+        replace(installed, key=tmp_path / "pub.pem").check_bundle()
+
+
+def test_authority_that_certified_the_signer_is_trusted_as_long_as_the_certificate_is_valid(
+    tmp_path: Path,
+) -> None:
+    authority = Certifier(tmp_path)
+    key, chain = authority.certify("Release")
+    signer = Signer(key, certificate=chain, clock=lambda: NOW)
+    verifier = Verifier(authorities=[authority.file], clock=lambda: NOW)
+    items = [Item("documents/a.txt", "document", b"a")]
+    write_bundle(tmp_path / "d.mpb", items, meta=Meta(created_at=NOW, medport="0"), signer=signer)
+    with Bundle.open(tmp_path / "d.mpb", verifier) as bundle:
+        done = install(plan(bundle, store_root=tmp_path / "s/store", to=tmp_path / "s/site", now=NOW), now=NOW)
+    premises = Premises(store=done.store_root, bundle=done.directory, ca=(authority.file,), now=lambda: NOW)
+
+    assert "signed by CN=Release" in premises.check_bundle()
+    assert "signed by CN=Release" in replace(premises, signer="CN=Release").check_bundle()
+    for changes, said in (
+        ({"signer": "CN=Vendor"}, "is not the expected signer"),
+        ({"now": lambda: NOW + timedelta(days=3650)}, "expired|not valid"),
+    ):
+        with pytest.raises(VerificationError, match=said):
+            replace(premises, **changes).check_bundle()  # type: ignore[arg-type]
+
+
 def test_wheel_that_somebody_put_beside_those_of_the_bundle_is_found(installed: Premises, tmp_path: Path) -> None:
     assert installed.bundle is not None
     build_wheel(installed.bundle / "wheels", "demo", "9.0")
@@ -130,6 +244,25 @@ def test_medport_that_was_not_installed_from_the_bundle_is_said_so(installed: Pr
         installed.check_wheels()
 
     assert "--no-index" in str(caught.value.remedy)
+
+
+def test_file_that_runs_and_is_of_no_distribution_is_named(
+    installed: Premises, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert installed.bundle is not None
+    wheels = installed.bundle / "wheels"
+    for wheel in (*wheels.iterdir(), build_wheel(wheels, "medport"), build_wheel(tmp_path, "beside")):
+        with zipfile.ZipFile(wheel) as file:
+            file.extractall(tmp_path / "here")
+    monkeypatch.setattr(collect, "installed_here", partial(collect.installed_here, [str(tmp_path / "here")]))
+    assert installed.check_wheels() == (
+        "the files of 2 distributions are those of the bundle; of no wheel of it: 1"
+    )
+
+    (tmp_path / "here" / "evil.pth").write_text("import os\n")
+
+    with pytest.raises(VerificationError, match=r"evil\.pth can run, and is of no distribution"):
+        installed.check_wheels()
 
 
 def test_medport_of_another_build_than_the_bundles_is_named(installed: Premises) -> None:
@@ -315,7 +448,7 @@ def test_nothing_opens_a_socket_or_looks_up_a_name(installed: Premises, tmp_path
     seen: list[str] = []
     watching = [True]
     sys.addaudithook(lambda event, _: seen.append(event) if watching[0] and event.startswith("socket.") else None)
-    premises = Premises(store=installed.store, bundle=installed.bundle, audit=_log(tmp_path / "audit"))
+    premises = replace(installed, key=tmp_path / "pub.pem", audit=_log(tmp_path / "audit"))
 
     for check in [name for name in dir(premises) if name.startswith("check_")]:
         try:

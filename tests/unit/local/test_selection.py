@@ -101,6 +101,37 @@ def test_directory_goes_before_a_name_and_never_before_a_pinned_one(
     assert is_reference("google/medgemma-4b-it@0123456")
 
 
+@pytest.mark.parametrize("lock", [False, True], ids=["alone", "with a lock"])
+def test_directory_that_is_a_name_in_the_store_too_is_not_chosen_by_where_the_server_starts(
+    store: Store, siglip: Stored, locked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: bool
+) -> None:
+    shutil.copytree(SIGLIP, tmp_path / "here" / siglip.model_id)
+    monkeypatch.chdir(tmp_path / "here")
+    more = {"lock": locked} if lock else {}
+
+    with pytest.raises(ConfigError, match="may be a directory here or a snapshot of the store") as caught:
+        selected(snapshots={"medsiglip": siglip.model_id}, store=store.root, **more)
+
+    assert f"./{siglip.model_id}" in str(caught.value.remedy)
+    for text in (f"./{siglip.model_id}", siglip.reference):
+        assert selected(snapshots={"medsiglip": text}, store=store.root, **more).snapshots
+    assert selected(snapshots={"medsiglip": siglip.model_id}, store=tmp_path / "none").snapshots == {
+        "medsiglip": Path(siglip.model_id)
+    }
+
+
+def test_name_of_several_snapshots_is_no_directory_either(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(2):
+        add(store, write_snapshot(tmp_path / f"s{seed}", seed=seed), repo_id="medport/tiny", revision=None)
+    (tmp_path / "medport" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ConfigError, match="may be a directory here"):
+        is_reference("medport/tiny", store.root)
+
+
 @pytest.mark.parametrize("text", [f"sha256:{DIGEST}", DIGEST, f" {DIGEST}\n"])
 def test_digest_is_taken_in_either_form(text: str) -> None:
     assert image_digest_of(text) == DIGEST
@@ -264,6 +295,25 @@ def test_checking_hashes_weights_that_serving_would_hash_later(store: Store, loc
 
 
 # Servers
+
+
+def test_checking_says_the_revision_that_was_proved_whatever_is_written_meanwhile(
+    store: Store, siglip: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = Snapshot.verify
+
+    def exchanged(self: Snapshot) -> None:
+        manifest = siglip.directory / "manifest.json"
+        changed = json.loads(manifest.read_bytes()) | {"revision": "f" * 40}
+        manifest.chmod(0o644)
+        manifest.write_text(json.dumps(changed))
+        really(self)
+
+    monkeypatch.setattr(Snapshot, "verify", exchanged)
+
+    found = verified(Wanted(snapshots={"medsiglip": siglip.reference}, store=store.root))
+
+    assert found["medsiglip"].revision == siglip.revision
 
 
 def test_server_in_this_process_serves_a_lock_and_holds_it(

@@ -68,6 +68,27 @@ def test_what_is_no_source_says_what_is(text: str) -> None:
         source_for(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("modles/medgemma/x", "modles/medgemma/x is no source"),
+        ("google/toy@", "behind the @ of google/toy@"),
+        ("", "is empty"),
+        ("a/b\x1b[2J/c", r"a/b\\x1b\[2J/c"),
+    ],
+)
+def test_what_is_no_source_is_shown_as_it_was_written(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        source_for(text)
+
+
+def test_address_is_not_shown_beyond_its_scheme() -> None:
+    with pytest.raises(ConfigError, match="https://") as raised:
+        source_for("https://user:secret@hub.example/google/toy")
+
+    assert "secret" not in str(raised.value)
+
+
 def test_a_bundle_is_opened_by_whoever_can(here: Path) -> None:
     (here / "x.mpb").write_bytes(b"")
     asked = []

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.bundles import META, Keys, snapshot_items
 from support.hub_server import Hub
 from typer.testing import CliRunner, Result
 
 from medport.errors import ConfigError, ConnectionFailed, MedportError
+from medport_local.bundle.archive import write_bundle
 from medport_local.cli_pull import app
 from medport_local.phantom import weights_dir
 
@@ -93,6 +95,50 @@ def test_a_variable_that_is_not_set_is_a_config_error(run: Any) -> None:
 
     assert isinstance(fault(result), ConfigError)
     assert "NOT_SET" in str(fault(result))
+
+
+@pytest.mark.parametrize("secret", ["hf_abcdefghijklmnop", "correct horse battery", "Sesame1", "", "A=B"])
+def test_a_token_that_somebody_gives_itself_is_not_repeated(run: Any, hub: Hub, secret: str) -> None:
+    result = run("pull", MODEL, "--token-env", secret)
+
+    assert isinstance(fault(result), ConfigError)
+    assert fault(result).field == "token-env"
+    assert not secret or secret not in f"{fault(result)}{fault(result).remedy}{result.output}"
+    assert hub.requests == []
+
+
+@pytest.fixture
+def signed(tmp_path: Path) -> Keys:
+    """Who signed the bundle ``x.mpb``."""
+    keys = Keys.make(tmp_path)
+    items = snapshot_items(weights_dir("medsiglip"))
+    write_bundle(tmp_path / "x.mpb", items, meta=META, signer=keys.signer)
+    return keys
+
+
+def test_who_may_sign_a_bundle_can_be_said_with_the_command(
+    run: Any, hub: Hub, tmp_path: Path, signed: Keys
+) -> None:
+    (tmp_path / "others").mkdir()
+    others = Keys.make(tmp_path / "others")
+
+    result = run("pull", f"bundle:{tmp_path / 'x.mpb'}", "--key", str(signed.public), "--json")
+
+    assert json.loads(result.stdout)["record"]["source"] == "bundle"
+    refused = run("pull", f"bundle:{tmp_path / 'x.mpb'}", "--key", str(others.public))
+    assert "is by another key" in str(fault(refused))
+    nobody = run("pull", f"bundle:{tmp_path / 'x.mpb'}")
+    assert fault(nobody).field == "key"
+    assert "--key" in str(fault(nobody).remedy)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("option", ["--key", "--ca", "--signer"])
+def test_who_may_sign_is_said_for_a_bundle_alone(run: Any, hub: Hub, option: str) -> None:
+    result = run("pull", MODEL, option, "x")
+
+    assert fault(result).field == option[2:]
+    assert hub.requests == []
 
 
 def test_add_takes_a_directory(run: Any, tmp_path: Path) -> None:

@@ -188,3 +188,48 @@ def test_a_directory_without_safetensors_says_what_is_needed(
 
     with pytest.raises(ConfigError, match=r"\*\.safetensors"):
         add(tmp_path)
+
+
+def test_a_flipped_bit_in_the_store_is_not_called_there_already(
+    folder: Path, add: Callable[[Path], Stored], store: Store
+) -> None:
+    stored = add(folder)
+    weights = stored.directory / WEIGHTS
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(data)
+    weights.chmod(0o444)
+
+    with pytest.raises(VerificationError, match=r"damaged in the store.*verify --repair"):
+        add(folder)
+
+    store.verify(repair=True)
+    assert store.open(add(folder)).files == stored.manifest.files
+
+
+def test_a_snapshot_that_would_be_refused_all_the_same_is_not_called_pulled(
+    folder: Path, add: Callable[[Path], Stored], store: Store
+) -> None:
+    stored = add(folder)
+    stored.directory.chmod(0o755)
+    (stored.directory / "extra.json").write_text("{}")
+    stored.directory.chmod(0o555)
+
+    with pytest.raises(VerificationError, match=r"extra\.json: is not in the manifest.*verify --repair"):
+        add(folder)
+
+    store.verify(repair=True)
+    assert store.open(add(folder)).files == stored.manifest.files
+
+
+def test_a_record_that_is_lost_is_written_by_a_pull(
+    folder: Path, add: Callable[[Path], Stored], store: Store
+) -> None:
+    stored = add(folder)
+    (store.root / "records" / f"{stored.snapshot_sha256}.json").unlink()
+
+    again = add(folder)
+
+    assert again.record.source == "directory"
+    assert store.open(again).revision == stored.revision

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from support.hub_server import Hub
+from support.hub_server import Hub, status
 
 from medport.errors import (
     AuthError,
@@ -296,6 +296,20 @@ def test_a_mirror_without_accounts_serves_whoever_has_a_token(hub: Hub, fetch: F
     assert fetch(token=SecretStr(TOKEN)).record.terms.accepted_by is None
 
 
+@pytest.mark.parametrize("code", [403, 404, 429, 500])
+def test_a_hub_that_does_not_say_whose_token_it_is_serves_it_all_the_same_and_is_asked_once(
+    hub: Hub, fetch: Fetch, code: int
+) -> None:
+    repository = hub.repositories[MODEL]
+    repository.gated, repository.readers = "manual", (TOKEN,)
+    hub.change("whoami", status(code))
+
+    terms = fetch(token=SecretStr(TOKEN)).record.terms
+
+    assert (terms.gated, terms.accepted_by, terms.accepted_at) == (True, None, None)
+    assert sum("whoami" in path for path in hub.asked("hub")) == 1
+
+
 @pytest.mark.parametrize("token", [None, SecretStr(TOKEN)])
 def test_a_repository_that_is_not_there_or_hidden_is_named(
     hub: Hub, fetch: Fetch, token: SecretStr | None
@@ -308,12 +322,25 @@ def test_a_repository_that_is_not_there_or_hidden_is_named(
 
 @pytest.mark.parametrize(
     "body",
-    [b"<html>", b"[]", b"null", b'{"id": "google/toy"}', b'{"id": "google/toy", "sha": "x", "siblings": []}'],
+    [
+        b"<html>",
+        b"[]",
+        b"null",
+        b'{"id": "google/toy"}',
+        b'{"id": "google/toy", "sha": "x", "siblings": []}',
+    ],
 )
 def test_an_answer_that_is_none_of_a_hub_is_a_protocol_error(hub: Hub, fetch: Fetch, body: bytes) -> None:
     hub.change("api", lambda answer: setattr(answer, "body", body))
 
     with pytest.raises(ProtocolError):
+        fetch()
+
+
+def test_a_listing_of_more_than_4_mib_is_not_parsed(hub: Hub, fetch: Fetch) -> None:
+    hub.change("api", lambda answer: setattr(answer, "body", b"[" + b"[]," * (4 * 2**20 // 3) + b"[]]"))
+
+    with pytest.raises(ProtocolError, match="larger than 4 MiB"):
         fetch()
 
 
@@ -367,6 +394,26 @@ def test_an_index_that_names_an_absent_shard_costs_no_weights(
         fetch(model="google/bad")
 
     assert _weights_sent(hub) == 0
+
+
+@pytest.mark.parametrize(("name", "mib"), [("config.json", 4), ("model.safetensors.index.json", 64)])
+def test_settings_larger_than_a_snapshot_may_have_them_are_refused_by_the_listing(
+    hub: Hub, fetch: Fetch, files: dict[str, bytes], tmp_path: Path, name: str, mib: int
+) -> None:
+    large = files[name] + b" " * (mib * 2**20 + 1 - len(files[name]))
+    hub.add("google/bad", {**files, name: large})
+    hub.sent.clear()
+
+    with pytest.raises(VerificationError, match=f"{name}: is larger than {mib} MiB"):
+        fetch(model="google/bad")
+
+    assert not any(hub.sent[each] for each in files)
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    for each, data in {**files, name: large}.items():
+        (folder / each).write_bytes(data)
+    with pytest.raises(VerificationError, match=f"{name}: is larger than {mib} MiB"):
+        open_snapshot(folder)
 
 
 def test_a_pickle_that_is_called_safetensors_is_refused_by_its_first_bytes(

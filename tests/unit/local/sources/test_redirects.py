@@ -79,6 +79,10 @@ def test_storage_hosts_and_the_hub_itself_are_asked(location: str, target: str) 
         "https://mixed.example/x",
         "https://mirror.example/x",
         "https://" + "a" * 9000,
+        "https://a..b/x",
+        "https://.example/x",
+        "https://" + "a" * 64 + ".example/x",
+        "https://" + "a." * 130 + "example/x",
     ],
 )
 def test_what_is_no_storage_host_is_refused(location: str) -> None:
@@ -102,6 +106,14 @@ def test_a_mirror_over_plain_http_may_send_to_plain_http() -> None:
     location = "http://10.1.2.4:9000/x"
 
     assert Redirects("http://10.1.2.3", resolve=resolve).target("http://10.1.2.3/a", location) == location
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["https://a..b", "https://" + "a" * 64 + ".example", "hub.example", "https://"]
+)
+def test_what_no_request_can_be_sent_to_is_no_hub(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match="is not the address of a hub"):
+        Redirects(endpoint, resolve=resolve)
 
 
 @pytest.mark.parametrize("url", [f"{HUB}/x", "https://HuggingFace.co:443/x", "https://huggingface.co./x"])
