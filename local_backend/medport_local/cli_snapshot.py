@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -74,7 +75,8 @@ def verify(
 ) -> None:
     """Hash every byte and compare it with what it is called.
 
-    Exits with 0 if all is as it should be or was mended, else with 1.
+    Exits with 0 if all is as it should be or was mended, else with 1. That a store is empty, and nothing was
+    proved, is said.
     """
     where = open_store(store)
     progress = _Progress()
@@ -85,17 +87,15 @@ def verify(
         ]
     finally:
         progress.end()
+    snapshots = len(chosen or where.list())
     if as_json:
-        print_json(
-            {"sound": not findings, "bytes": progress.total, "findings": [_finding(each) for each in findings]}
-        )
+        shown = [_finding(each) for each in findings]
+        print_json({"sound": not findings, "snapshots": snapshots, "bytes": progress.total, "findings": shown})
     else:
         for each in findings:
             _print_finding(each)
         if not findings:
-            typer.echo(
-                f"Sound: {shown_size(progress.total)} in {_count(len(chosen or where.list()), 'snapshot')}."
-            )
+            typer.echo(_sound(progress.total, snapshots))
     if not all(each.repaired and not each.snapshots for each in findings):
         raise typer.Exit(EXIT_FAILED)
 
@@ -104,7 +104,8 @@ def verify(
 def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, only say what would go.")] = False,
     keep_days: Annotated[
-        float, typer.Option(min=0, metavar="DAYS", help="Keep snapshots that came in so recently.")
+        float,
+        typer.Option(min=0, max=36_500, metavar="DAYS", help="Keep snapshots that came in so recently."),
     ] = 30,
     store: StoreDir = None,
     as_json: AsJson = False,
@@ -134,7 +135,7 @@ def gc(
 def pin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the pin: who or what needs them.")],
     reference: Annotated[list[str], typer.Argument(metavar="REF", help="As for show. One or more.")],
-    why: Annotated[str, typer.Option(help="A word to whoever asks later.")] = "",
+    why: Annotated[str, typer.Option(help="The reason; it is kept with the pin.")] = "",
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -198,7 +199,11 @@ def printable(text: str) -> str:
 
 def print_json(value: Mapping[str, object]) -> None:
     """One object on stdout."""
-    typer.echo(orjson.dumps(value).decode())
+    try:
+        typer.echo(orjson.dumps(value).decode())
+    except orjson.JSONEncodeError:
+        # A path that is no UTF-8 has surrogates (PEP 383), which orjson refuses and this escapes.
+        typer.echo(json.dumps(value, separators=(",", ":")))
 
 
 class _Progress:
@@ -246,6 +251,12 @@ def _facts(stored: Stored) -> Sequence[tuple[str, str]]:
     rows += [("note", note) for note in record.notes]
     rows += [("pinned by", name) for name in stored.pinned_by]
     return rows
+
+
+def _sound(size_bytes: int, snapshots: int) -> str:
+    if not snapshots:
+        return "Nothing to verify: the store holds no snapshot. medport snapshot pull or add brings one."
+    return f"Sound: {shown_size(size_bytes)} in {_count(snapshots, 'snapshot')}."
 
 
 def _finding(finding: Finding) -> dict[str, object]:

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +55,7 @@ __all__ = [
     "Snapshot",
     "digest_of",
     "open_snapshot",
+    "read_config",
 ]
 
 MANIFEST = "manifest.json"
@@ -62,6 +63,9 @@ _REFUSED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", 
 # What a download leaves beside the model; nothing reads them.
 _BYSTANDERS = re.compile(r"(?i)(readme\.md|license[^/]*|notice[^/]*|\.gitattributes|\.gitignore|\.cache/.*)\Z")
 _MAX_CONFIG_BYTES = 4 * 2**20
+# More than there are cores on small machines: three shards on two cores take one and a half turns when three
+# threads share the cores, and two turns when one thread takes two of them.
+_THREADS = 8
 
 
 class Parent(BaseModel):
@@ -118,6 +122,8 @@ class Snapshot:
     """What each file but the manifest holds, by its path inside the directory."""
     shards: tuple[str, ...] = ()
     """The files that hold the weights."""
+    manifest: bytes = field(default=b"", repr=False)
+    """``manifest.json`` as it was read when the snapshot was opened; empty where there is none."""
 
     def open(self, name: str) -> io.FileIO:
         """Open a file for whoever hashes what he reads; ``files`` says what must come out.
@@ -137,6 +143,15 @@ class Snapshot:
         self.expect(name, entry)
         return data
 
+    def verify(self) -> None:
+        """Hash every file here and now. For who opened it with ``defer_weights`` and does not load it.
+
+        Raises:
+            VerificationError: a file holds other bytes than it must, or is gone.
+        """
+        for name, entry in _hash_all(self.directory, list(self.files)).items():
+            self.expect(name, entry)
+
     def expect(self, name: str, found: FileEntry) -> None:
         """Compare what was read from a file with what it must hold.
 
@@ -149,12 +164,16 @@ class Snapshot:
             refuse(name, "does not have the hash that the manifest lists")
 
 
-def open_snapshot(directory: str | os.PathLike[str], *, defer_weights: bool = False) -> Snapshot:
+def open_snapshot(
+    directory: str | os.PathLike[str], *, defer_weights: bool = False, manifest_sha256: Collection[str] = ()
+) -> Snapshot:
     """Verify a model directory and say what it is.
 
     Args:
         defer_weights: do not hash the weights here if a manifest says what they must be. For who loads them next:
             loading hashes them in any case, as it reads them. Their headers are checked here all the same.
+        manifest_sha256: one of these the bytes of ``manifest.json`` must have, where they are known. The table of
+            files proves itself by ``snapshot_sha256``; the revision, the notice and the parent are proved by this.
 
     Raises:
         ConfigError: there is no such directory.
@@ -168,7 +187,7 @@ def open_snapshot(directory: str | os.PathLike[str], *, defer_weights: bool = Fa
             field="snapshot",
             remedy="give a directory that holds config.json and *.safetensors; nothing is downloaded",
         )
-    manifest = _read_manifest(root)
+    manifest, data = _read_manifest(root, manifest_sha256)
     names = list(_files(root, strict=manifest is not None))
     check_twins(names)
     if manifest is not None:
@@ -182,7 +201,7 @@ def open_snapshot(directory: str | os.PathLike[str], *, defer_weights: bool = Fa
     table |= _hash_all(root, [name for name in names if name not in table])
     if manifest is not None:
         _compare(manifest, table)
-    config = _read_config({name: data for name, (data, _) in texts.items()})
+    config = read_config({name: data for name, (data, _) in texts.items()})
     kind = kind_of(config)
     int8 = holds_int8(config, kind)
     _check_headers(root, shards, table, index, int8=int8)
@@ -201,6 +220,7 @@ def open_snapshot(directory: str | os.PathLike[str], *, defer_weights: bool = Fa
         max_context=max_context(config, kind),
         files=table,
         shards=shards,
+        manifest=data,
     )
 
 
@@ -210,12 +230,14 @@ def digest_of(table: Mapping[str, FileEntry]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _read_manifest(root: Path) -> Manifest | None:
-    if not os.path.lexists(root / MANIFEST):
-        return None
-    data, _ = read_whole(root, MANIFEST)
+def _read_manifest(root: Path, known: Collection[str]) -> tuple[Manifest | None, bytes]:
+    if not known and not os.path.lexists(root / MANIFEST):
+        return None, b""
+    data, entry = read_whole(root, MANIFEST)
+    if known and entry.sha256 not in known:
+        refuse(MANIFEST, "is not the one that was stored")
     try:
-        return Manifest.model_validate_json(data)
+        return Manifest.model_validate_json(data), data
     except ValidationError as fault:
         place = ".".join(str(step) for step in fault.errors(include_url=False, include_input=False)[0]["loc"])
         refuse(MANIFEST, f"cannot be read as a manifest (at {place or 'its start'})")
@@ -231,7 +253,10 @@ def _files(root: Path, *, strict: bool) -> Iterator[str]:
                 refuse(path, "is a link", NO_LINKS)
         for name in sorted(files):
             path = (inside / name).as_posix()
-            mode = os.lstat(Path(folder) / name).st_mode
+            try:
+                mode = os.lstat(Path(folder) / name).st_mode
+            except FileNotFoundError:
+                refuse(path, "is missing")  # taken out just now
             if stat.S_ISLNK(mode):
                 refuse(path, "is a link", NO_LINKS)
             if not stat.S_ISREG(mode):
@@ -261,7 +286,7 @@ def _read_texts(root: Path, names: list[str]) -> dict[str, tuple[bytes, FileEntr
 
 def _hash_all(root: Path, names: list[str]) -> dict[str, FileEntry]:
     # hashlib lets go of the interpreter's lock, so shards hash side by side.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         return dict(zip(names, pool.map(lambda name: entry_of(root, name), names), strict=True))
 
 
@@ -297,7 +322,12 @@ def _check_headers(
     safetensors_header.check_together(layouts, index)
 
 
-def _read_config(texts: Mapping[str, bytes]) -> dict[str, Any]:
+def read_config(texts: Mapping[str, bytes]) -> dict[str, Any]:
+    """``config.json`` out of a snapshot's settings, by their names; none of them may make code run.
+
+    Raises:
+        VerificationError: it is missing, one is not a JSON object, or holds a key that can make code run.
+    """
     if "config.json" not in texts:
         refuse("config.json", "is missing")
     parsed = {name: _parse_json(name, data) for name, data in texts.items() if name != INDEX}

@@ -50,11 +50,10 @@ def open_file(root: Path, name: str) -> io.FileIO:
         if (root / name).is_symlink():
             refuse(name, "is a link", NO_LINKS)
         refuse(name, f"cannot be read ({type(fault).__name__})", "let this user read it")
-    file = io.FileIO(descriptor, "rb", closefd=True)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         refuse(name, "is not a regular file", "remove it")
-    return file
+    return io.FileIO(descriptor, "rb", closefd=True)
 
 
 def entry_of(root: Path, name: str) -> FileEntry:

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from medport.errors import ConfigError
+from medport_local.snapshot import digest_of
 from medport_local.snapshot_file import refuse
 from medport_local.store import disk, entries
 from medport_local.store.intake import CLAIM
@@ -93,15 +94,31 @@ def _collect(layout: Layout, stack: ExitStack, *, dry_run: bool, keep: timedelta
 
 def _all(layout: Layout) -> Iterator[Stored]:
     keeping = pinned(layout, strict=True)
-    for sha256 in entries.snapshot_names(layout):
+    names = entries.snapshot_names(layout)
+    _check_quarantine(layout, {sha256: pins for sha256, pins in keeping.items() if sha256 not in names})
+    for sha256 in names:
         stored = describe(layout, sha256, keeping.get(sha256, ()))
-        if stored is None:
+        fault = "cannot be read" if stored is None else "is not that of this snapshot"
+        # The snapshot's name is the hash of its table of files: a table that gives it is the right one.
+        if stored is None or digest_of(stored.manifest.files) != sha256:
             refuse(
                 f"snapshots/{sha256}",
-                "its manifest cannot be read, so that it is not known which blobs it needs; nothing was removed",
+                f"its manifest {fault}, so that it is not known which blobs it needs; nothing was removed",
                 "medport snapshot verify --repair",
             )
         yield stored
+
+
+def _check_quarantine(layout: Layout, absent: Mapping[str, tuple[str, ...]]) -> None:
+    """Which blobs a pinned snapshot needs that ``verify`` took out, nobody knows until it is pulled again."""
+    for path in _entries(layout.quarantine):
+        if pins := absent.get(path.name.partition(".")[0]):
+            refuse(
+                f"pins/{pins[0]}.json",
+                f"keeps sha256:{path.name[:12]}, which is in quarantine, so that it is not known which blobs it "
+                "needs; nothing was removed",
+                f"pull it again, or medport snapshot unpin {pins[0]}",
+            )
 
 
 def _reason_to_keep(layout: Layout, stack: ExitStack, stored: Stored, keep: timedelta) -> str | None:

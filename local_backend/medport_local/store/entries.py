@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -51,6 +52,20 @@ def read_manifest_hashed(directory: Path) -> tuple[Manifest | None, str | None]:
         return None, hashlib.sha256(data).hexdigest()
 
 
+def read_together(layout: Layout, sha256: str) -> tuple[Manifest | None, str | None, Entry | None]:
+    """A snapshot's manifest, the sha256 of its bytes, and its record; each ``None`` if it cannot be had.
+
+    A pull may give the snapshot another name meanwhile: first the record says that two manifests are right, then
+    the manifest is exchanged, then the record names that one. So the record must be the same before and after.
+    """
+    known = read(layout, sha256)
+    while True:
+        manifest, digest = read_manifest_hashed(layout.snapshot(sha256))
+        before, known = known, read(layout, sha256)
+        if before == known:
+            return manifest, digest, known
+
+
 def snapshot_names(layout: Layout) -> list[str]:
     """The snapshots that are there, by their sha256. What only looks like one is left to ``verify``."""
     return sorted(path.name for path in layout.snapshots.iterdir() if is_snapshot(path))
@@ -66,8 +81,8 @@ def pin_names(layout: Layout) -> list[str]:
     return sorted(path.stem for path in layout.pins.glob("[!.]*.json"))
 
 
-def read_pin(layout: Layout, name: str) -> Pin:
-    """One pin.
+def read_pin(layout: Layout, name: str) -> Pin | None:
+    """One pin; ``None`` if it is not there any more.
 
     Raises:
         VerificationError: it cannot be read, so that it is not known what it keeps.
@@ -76,6 +91,8 @@ def read_pin(layout: Layout, name: str) -> Pin:
     try:
         return Pin.model_validate_json(read_whole(path.parent, path.name)[0])
     except (ValidationError, VerificationError):
+        if not os.path.lexists(path):
+            return None
         raise VerificationError(
             f"pins/{path.name}: cannot be read",
             field=path.name,

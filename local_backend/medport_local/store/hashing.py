@@ -13,6 +13,8 @@ from medport.errors import VerificationError
 from medport_local.snapshot_file import FileEntry, fill, open_file
 
 _BUFFER_BYTES = 8 * 2**20
+# More than there are cores on small machines; why, ``snapshot`` says.
+_THREADS = 8
 
 Read = Callable[[int], None]
 """Told how many bytes more were read; from several threads."""
@@ -54,15 +56,15 @@ def hash_files(paths: Iterable[Path], read: Read | None = None) -> dict[Path, Fi
         except OSError as fault:  # the disk itself
             return VerificationError(f"{path.name}: cannot be read ({type(fault).__name__})", field=path.name)
 
-    wanted = sorted(
-        paths, key=_size, reverse=True
-    )  # the longest first: no thread is left alone with it at the end
+    # The longest first: no thread is left alone with it at the end.
+    wanted = sorted(paths, key=size_of, reverse=True)
     # hashlib lets go of the interpreter's lock, so files are hashed side by side.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="medport-store") as pool:
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="medport-store") as pool:
         return dict(zip(wanted, pool.map(one, wanted), strict=True))
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Of a file in bytes; 0 if it is gone."""
     try:
         return os.lstat(path).st_size
     except OSError:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import re
 import stat
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from medport_local.store import disk
 from medport_local.store.locks import locked
 
 FORMAT = b"medport-store 1\n"
+OWNER = "MEDPORT_STORE_OWNER"
+"""The environment's variable that names a user, beside root and this one, whose store is believed."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 _PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FOLDERS = ("blobs", "snapshots", "records", "pins", "locks")
@@ -122,6 +125,16 @@ class Layout:
         return self.root / "locks" / f"snapshot-{sha256}.lock"
 
 
+def _trusted() -> set[int]:
+    """The user whose store is believed as if it were one's own, if the operator names one."""
+    if not (named := os.environ.get(OWNER)):
+        return set()
+    try:
+        return {int(named) if named.isdecimal() else pwd.getpwnam(named).pw_uid}
+    except KeyError:
+        raise ConfigError("there is no such user", field=OWNER, remedy="give a user's name or number") from None
+
+
 def identity_name(identity: str) -> str:
     """The name under which something is fetched, whatever its source calls it."""
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -131,7 +144,8 @@ def opened(root: Path, *, create: bool) -> Layout:
     """The store in a directory; made there if it is missing or empty, and ``create``.
 
     Raises:
-        ConfigError: there is none, it is of another format, others may write to it, or it cannot be made.
+        ConfigError: there is none, it is of another format, others may write to it, it belongs to another user
+            than root, this one and ``MEDPORT_STORE_OWNER``, or it cannot be made.
     """
     root = root.expanduser().resolve()
     if not _has_format(root):
@@ -192,16 +206,23 @@ def _check(root: Path) -> None:
             field="store",
             remedy="use the medport that made it, or give another --store",
         )
+    believed = {0, os.geteuid(), *_trusted()}
     for path in (root, *(root / name for name in (*_FOLDERS, *_PRIVATE_FOLDERS))):
         try:
-            mode = os.lstat(path).st_mode
+            found = os.lstat(path)
         except FileNotFoundError:
             raise ConfigError(
                 f"the store in {root} lacks {path.name}/", field="store", remedy="make it again from its sources"
             ) from None
-        if not stat.S_ISDIR(mode):
+        if not stat.S_ISDIR(found.st_mode):
             raise ConfigError(f"{path} is not a directory", field="store", remedy="give another --store")
-        if mode & _WRITABLE_BY_OTHERS:
+        if found.st_uid not in believed:
+            raise ConfigError(
+                f"{path} belongs to another user (uid {found.st_uid}), who can change what is served from it",
+                field="store",
+                remedy=f"chown -R it, or set {OWNER}={found.st_uid} if this user is trusted",
+            )
+        if found.st_mode & _WRITABLE_BY_OTHERS:
             raise ConfigError(
                 f"others may write to {path}",
                 field="store",

@@ -74,16 +74,22 @@ def place(layout: Layout, entry: FileEntry, target: Path) -> None:
     """Put a blob's bytes under another name: a link, or a copy that is hashed.
 
     Raises:
-        VerificationError: the copy is not what the blob should be.
+        VerificationError: the blob is gone, or the copy is not what it should be.
     """
     blob = layout.blob(entry.sha256)
     try:
-        os.link(blob, target, follow_symlinks=False)
-        return
-    except OSError as fault:
-        if fault.errno not in _NO_LINKS:
+        try:
+            os.link(blob, target, follow_symlinks=False)
+            return
+        except OSError as fault:
+            if fault.errno not in _NO_LINKS:
+                raise
+        _copy(blob, target)
+    except FileNotFoundError:
+        if os.path.lexists(blob):  # what is not there is the place for it
             raise
-    _copy(blob, target)
+        # Claimed, so that gc leaves it; but whoever repairs takes out what is damaged.
+        refuse(target.name, "was taken out of the store meanwhile", "the same again")
     if hash_file(target) != entry:
         os.unlink(target)
         refuse(target.name, "is damaged in the store", "medport snapshot verify --repair")

@@ -18,17 +18,28 @@ from medport_local.store import disk, entries
 from medport_local.store.layout import Layout
 from medport_local.store.locks import Busy, locked
 from medport_local.store.publishing import mend
-from medport_local.store.verifying import Finding
+from medport_local.store.verifying import Finding, is_damaged, structure
 
 
-def repair(layout: Layout, findings: Sequence[Finding]) -> list[Finding]:
-    """Do what can be done about each finding, and say so in it."""
+def repair(layout: Layout, findings: Sequence[Finding], sha256: str | None = None) -> list[Finding]:
+    """Do what can be done about what is wrong, and say so in each finding.
+
+    While it was looked at, the store may have changed: gc, pulls, another repair. So nothing is done before it was
+    seen again under the store's lock, and what is right by then is no finding any more.
+
+    Args:
+        findings: of ``verify``; what it hashed and found damaged is hashed once more.
+        sha256: the snapshot that was looked at, or everything.
+    """
     if not os.access(layout.snapshots, os.W_OK):
         raise ConfigError("may not be written by this user", field="store", remedy="run as its owner")
     with locked(layout.mutex):
-        done = [_repair(layout, finding) for finding in findings]
-        for sha256 in entries.snapshot_names(layout):
-            _mend(layout, sha256)
+        damaged = [
+            each for each in findings if each.kind == "damaged" and is_damaged(layout, layout.root / each.path)
+        ]
+        done = [_repair(layout, finding) for finding in [*structure(layout, sha256), *damaged]]
+        for name in entries.snapshot_names(layout):
+            _mend(layout, name)
     return [_mended(layout, finding) for finding in done]
 
 

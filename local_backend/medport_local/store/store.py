@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from medport.errors import NotFound, NotReady
+from medport.errors import NotFound, NotReady, VerificationError
 from medport_local.snapshot import MANIFEST, Snapshot, open_snapshot
 from medport_local.snapshot_file import refuse
 from medport_local.store import collecting, disk, entries, layout, repairing, verifying
@@ -25,6 +25,8 @@ from medport_local.store.verifying import Finding
 
 logger = logging.getLogger(__name__)
 
+_AGAIN = "medport snapshot verify --repair, then pull it again"
+
 
 class Store:
     """A directory of snapshots, each of which is what its name says or is refused.
@@ -36,7 +38,8 @@ class Store:
         create: make it if there is none.
 
     Raises:
-        ConfigError: it is no store or of another format, it cannot be made, or others may write to it.
+        ConfigError: it is no store or of another format, it cannot be made, others may write to it, or it belongs
+            to a user who is not believed (``MEDPORT_STORE_OWNER``).
     """
 
     def __init__(self, root: Path | None = None, *, create: bool = True) -> None:
@@ -91,21 +94,35 @@ class Store:
             defer_weights: as in ``open_snapshot``.
 
         Raises:
-            VerificationError: as ``open_snapshot``; or the manifest is not the one that was stored.
+            VerificationError: as ``open_snapshot``; or the manifest is not the one that was stored, or the record
+                that says so cannot be read. Of the manifest nothing but these bytes is believed.
             NotFound: it has been collected.
         """
-        directory = self._layout.snapshot(stored.snapshot_sha256)
         with self.hold(stored):
-            known = entries.read(self._layout, stored.snapshot_sha256)
-            _, digest = entries.read_manifest_hashed(directory)
-            if digest is None or (known is not None and digest not in known.manifest_sha256):
-                refuse(
-                    MANIFEST, "is not the one that was stored", "medport snapshot verify --repair, then pull again"
-                )
-            snapshot = open_snapshot(directory, defer_weights=defer_weights)
+            try:
+                snapshot = self._open(stored.snapshot_sha256, defer_weights=defer_weights)
+            except VerificationError as fault:
+                raise VerificationError(fault.message, field=fault.field, remedy=_AGAIN) from fault
         if snapshot.snapshot_sha256 != stored.snapshot_sha256:
-            refuse(MANIFEST, "is of another snapshot", "medport snapshot verify --repair, then pull again")
+            refuse(MANIFEST, "is of another snapshot", _AGAIN)
         return snapshot
+
+    def _open(self, sha256: str, *, defer_weights: bool) -> Snapshot:
+        known = entries.read(self._layout, sha256)
+        while True:
+            if known is None:
+                refuse(f"records/{sha256}.json", "is missing or cannot be read")
+            try:
+                return open_snapshot(
+                    self._layout.snapshot(sha256),
+                    defer_weights=defer_weights,
+                    manifest_sha256=known.manifest_sha256,
+                )
+            except VerificationError as fault:
+                before, known = known, entries.read(self._layout, sha256)
+                # A pull may just have given it another name, and with it another manifest.
+                if fault.field != MANIFEST or before == known:
+                    raise
 
     @contextmanager
     def intake(self, identity: str, *, wait_s: float | None = None) -> Iterator[Intake]:
@@ -155,7 +172,7 @@ class Store:
             raise _gone(stored)
         with disk_faults():
             findings = verifying.verify(self._layout, sha256, told=told)
-            return repairing.repair(self._layout, findings) if repair and findings else findings
+            return repairing.repair(self._layout, findings, sha256) if repair and findings else findings
 
     def collect(self, *, dry_run: bool, keep: timedelta | None = None) -> Collected:
         """Remove snapshots that nobody pinned or holds, and blobs and partial files that nobody needs.
@@ -214,7 +231,8 @@ class Store:
         Raises:
             VerificationError: one cannot be read.
         """
-        return {name: entries.read_pin(self._layout, name) for name in entries.pin_names(self._layout)}
+        found = {name: entries.read_pin(self._layout, name) for name in entries.pin_names(self._layout)}
+        return {name: pin for name, pin in found.items() if pin is not None}
 
 
 def _gone(stored: Stored) -> NotFound:

@@ -57,7 +57,7 @@ def pinned(layout: Layout, *, strict: bool) -> Mapping[str, tuple[str, ...]]:
                 raise
             logger.warning("pin %s cannot be read; medport snapshot verify says more", name)
             continue
-        for sha256 in pin.snapshots:
+        for sha256 in pin.snapshots if pin else ():
             found[sha256] = (*found.get(sha256, ()), name)
     return found
 

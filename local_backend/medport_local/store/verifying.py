@@ -1,6 +1,8 @@
 """Looking whether everything in the store is what it is called.
 
-Every blob is hashed, and every file of a snapshot that is not a link to one. Snapshots are held meanwhile.
+Every blob is hashed, and every file of a snapshot that is not a link to one. Snapshots are held meanwhile. What a
+pull or a repair is just changing may look wrong: so what was found, hashes apart, is looked for again under the
+store's lock.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,9 +21,10 @@ from medport.errors import VerificationError
 from medport_local.snapshot import MANIFEST, Manifest, digest_of
 from medport_local.snapshot_names import check_names
 from medport_local.store import entries
-from medport_local.store.hashing import hash_files
+from medport_local.store.hashing import hash_files, size_of
 from medport_local.store.layout import SHA256, Layout
 from medport_local.store.locks import locked
+from medport_local.store.records import Entry
 
 Kind = Literal["damaged", "stranger", "mode", "snapshot", "lost", "note"]
 """``damaged`` bytes and a ``stranger`` are taken out, a ``mode`` is set, of a ``snapshot`` the whole directory is
@@ -30,7 +33,8 @@ taken out, what is ``lost`` is put back if there is a blob of it; a ``note`` is 
 PULL = "pull it again"
 REPAIR = "medport snapshot verify --repair"
 _FOLDER = re.compile(r"[0-9a-f]{2}")
-_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_WRITABLE = stat.S_IWUSR | _WRITABLE_BY_OTHERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,36 @@ def verify(layout: Layout, sha256: str | None, *, told: Callable[[int, int], Non
         names = entries.snapshot_names(layout) if sha256 is None else [sha256]
         for name in names:
             _hold(layout, stack, name)
-        return _Look(layout, names, everything=sha256 is None).findings(told)
+        look = _Look(layout, names, everything=sha256 is None)
+        found = look.structure()
+        if found:
+            with ExitStack() as quiet:
+                with suppress(OSError):  # read-only, and the lock's file is not there
+                    quiet.enter_context(locked(layout.mutex, shared=True))
+                look = _Look(layout, names, everything=sha256 is None)
+                found = look.structure()
+        return found + look.hashes(told)
+
+
+def structure(layout: Layout, sha256: str | None) -> list[Finding]:
+    """As ``verify``, but nothing is hashed. The caller holds the store's lock."""
+    names = entries.snapshot_names(layout) if sha256 is None else [sha256]
+    return _Look(layout, names, everything=sha256 is None).structure()
+
+
+def is_damaged(layout: Layout, path: Path) -> bool:
+    """Whether a blob, or a snapshot's file, is there and holds other bytes than it must."""
+    if path.is_relative_to(layout.snapshots):
+        name, *inside = path.relative_to(layout.snapshots).parts
+        manifest = entries.read_manifest(layout.snapshot(name))
+        entry = manifest.files.get("/".join(inside)) if manifest else None
+        sha256 = entry.sha256 if entry else None
+    else:
+        sha256 = path.name
+    found = hash_files([path])[path]
+    if isinstance(found, VerificationError):
+        return os.path.lexists(path)
+    return sha256 is not None and found.sha256 != sha256
 
 
 def _hold(layout: Layout, stack: ExitStack, name: str) -> None:
@@ -76,57 +109,50 @@ class _Look:
         self._expected: dict[Path, tuple[str, tuple[str, ...]]] = {}
         """What must come out for each file that is hashed, and which snapshots need it."""
 
-    def findings(self, told: Callable[[int, int], None] | None) -> list[Finding]:
+    def structure(self) -> list[Finding]:
+        """What is wrong whatever the bytes are; and note what is to be hashed."""
         found = [finding for name in self._names for finding in self._snapshot(name)]
         if self._everything:
             found += [*self._beside(), *self._blobs(), *self._pins()]
-        return found + self._hashes(told)
+        return found
 
     def _snapshot(self, name: str) -> Iterator[Finding]:
         directory = self._layout.snapshot(name)
-        manifest, fault = self._manifest(name, directory)
+        manifest, digest, known = entries.read_together(self._layout, name)
+        manifest, fault = _judged(name, manifest, digest, known)
         if manifest is None:
             place = f"snapshots/{name}/{MANIFEST}"
             yield Finding(place, fault, f"{REPAIR}, then {PULL}", (f"sha256:{name[:12]}",), kind="snapshot")
             return
         reference = entries.reference(manifest.repo_id, manifest.revision)
-        if entries.read(self._layout, name) is None:
-            yield Finding(f"records/{name}.json", "cannot be read", PULL)
+        record = f"records/{name}.json"
+        if known is None:
+            yield Finding(record, "is missing or cannot be read", PULL, (reference,))
+        elif _mode(self._layout.record(name)) & _WRITABLE_BY_OTHERS:
+            yield _loose(record)
         for entry in manifest.files.values():
             self._users.setdefault(entry.sha256, []).append(reference)
         yield from self._tree(name, directory, manifest, reference)
-
-    def _manifest(self, name: str, directory: Path) -> tuple[Manifest | None, str]:
-        manifest, digest = entries.read_manifest_hashed(directory)
-        known = entries.read(self._layout, name)
-        if manifest is None:
-            return None, "is missing or cannot be read"
-        if manifest.snapshot_sha256 != name or digest_of(manifest.files) != name:
-            return None, "is not that of this snapshot"
-        if known is not None and digest not in known.manifest_sha256:
-            return None, "is not the one that was stored"
-        try:
-            check_names(manifest.files)
-        except VerificationError as bad:
-            return None, f"names a file that cannot be: {bad.message}"
-        return manifest, ""
 
     def _tree(self, name: str, directory: Path, manifest: Manifest, reference: str) -> Iterator[Finding]:
         missing = dict(manifest.files)
         folders = {folder.as_posix() for file in manifest.files for folder in Path(file).parents}
         for folder, inner, files in os.walk(directory):
             inside = Path(folder).relative_to(directory)
-            if os.lstat(folder).st_mode & _WRITABLE:
+            if _mode(Path(folder)) & _WRITABLE:
                 yield _loose(f"snapshots/{name}/{inside}".removesuffix("/."))
             strangers = [each for each in inner if (inside / each).as_posix() not in folders]
             inner[:] = [each for each in inner if each not in strangers]
             for each in [*strangers, *files]:
                 file, path = (inside / each).as_posix(), Path(folder) / each
-                regular = stat.S_ISREG(os.lstat(path).st_mode)
+                place, mode = f"snapshots/{name}/{file}", _mode(path)
+                regular = stat.S_ISREG(mode)
+                if mode == 0:
+                    continue  # taken out just now
                 if regular and file == MANIFEST:
-                    continue
-                place = f"snapshots/{name}/{file}"
-                if missing.pop(file, None) is None or not regular:
+                    if mode & _WRITABLE:
+                        yield _loose(place)
+                elif missing.pop(file, None) is None or not regular:
                     yield _stranger(place, reference)
                 else:
                     yield from self._file(place, path, manifest.files[file].sha256, reference)
@@ -135,12 +161,12 @@ class _Look:
             yield Finding(place, "is missing", f"{REPAIR}, or {PULL}", (reference,), kind="lost")
 
     def _file(self, place: str, path: Path, sha256: str, reference: str) -> Iterator[Finding]:
-        own, blob = os.lstat(path), self._layout.blob(sha256)
-        linked = _is_same(own, blob)
+        blob = self._layout.blob(sha256)
+        linked = _is_same(path, blob)
         target = blob if linked else path
         _, users = self._expected.get(target, ("", ()))
         self._expected[target] = (sha256, (*users, reference))
-        if own.st_mode & _WRITABLE and not (linked and self._everything):  # else it is said of the blob
+        if _mode(path) & _WRITABLE and not (linked and self._everything):  # else it is said of the blob
             yield _loose(place)
 
     def _beside(self) -> Iterator[Finding]:
@@ -153,7 +179,8 @@ class _Look:
         root = self._layout.root
         for folder in sorted((root / "blobs").iterdir()):
             if not _FOLDER.fullmatch(folder.name) or not stat.S_ISDIR(_mode(folder)):
-                yield _stranger(folder.relative_to(root).as_posix())
+                if _mode(folder):
+                    yield _stranger(folder.relative_to(root).as_posix())
                 continue
             for path in sorted(folder.iterdir()):
                 place, mode = path.relative_to(root).as_posix(), _mode(path)
@@ -174,20 +201,28 @@ class _Look:
             except VerificationError as fault:
                 yield Finding(f"pins/{name}.json", "cannot be read", fault.remedy or "")
                 continue
+            if pin is None:
+                continue  # unpinned meanwhile
+            if _mode(self._layout.pin(name)) & _WRITABLE_BY_OTHERS:
+                yield _loose(f"pins/{name}.json")
             for sha256 in pin.snapshots:
                 if not self._layout.snapshot(sha256).is_dir():
                     said = f"keeps sha256:{sha256[:12]}, which is not there"
                     yield Finding(f"pins/{name}.json", said, f"{PULL}, or medport snapshot unpin {name}")
 
-    def _hashes(self, told: Callable[[int, int], None] | None) -> list[Finding]:
+    def hashes(self, told: Callable[[int, int], None] | None) -> list[Finding]:
+        """Whose bytes are others than they must be."""
         found = hash_files(self._expected, _progress(self._expected, told))
         findings = []
         for path, (sha256, users) in sorted(self._expected.items()):
             outcome = found[path]
             place = path.relative_to(self._layout.root).as_posix()
             if isinstance(outcome, VerificationError):
-                if isinstance(outcome.__context__, FileNotFoundError) and not users:
-                    continue  # collected meanwhile, and perhaps already there again
+                if isinstance(outcome.__context__, FileNotFoundError):
+                    # Collected meanwhile, and perhaps there again; or another repair took it out.
+                    if users:
+                        findings.append(Finding(place, "is missing", PULL, tuple(sorted(set(users))), kind="lost"))
+                    continue
                 fault = outcome.message.partition(": ")[2]
             elif outcome.sha256 == sha256:
                 continue
@@ -199,6 +234,23 @@ class _Look:
         return findings
 
 
+def _judged(
+    name: str, manifest: Manifest | None, digest: str | None, known: Entry | None
+) -> tuple[Manifest | None, str]:
+    """A snapshot's manifest, or what is wrong with it."""
+    if manifest is None:
+        return None, "is missing or cannot be read"
+    if manifest.snapshot_sha256 != name or digest_of(manifest.files) != name:
+        return None, "is not that of this snapshot"
+    if known is not None and digest not in known.manifest_sha256:
+        return None, "is not the one that was stored"
+    try:
+        check_names(manifest.files)
+    except VerificationError as bad:
+        return None, f"names a file that cannot be: {bad.message}"
+    return manifest, ""
+
+
 def _loose(place: str) -> Finding:
     return Finding(place, "may be written", REPAIR, kind="mode")
 
@@ -207,9 +259,9 @@ def _stranger(place: str, *references: str) -> Finding:
     return Finding(place, "does not belong there", REPAIR, references, kind="stranger")
 
 
-def _is_same(own: os.stat_result, blob: Path) -> bool:
+def _is_same(path: Path, blob: Path) -> bool:
     try:
-        return os.path.samestat(own, os.lstat(blob))
+        return os.path.samestat(os.lstat(path), os.lstat(blob))
     except FileNotFoundError:
         return False
 
@@ -226,7 +278,7 @@ def _progress(
 ) -> Callable[[int], None] | None:
     if told is None:
         return None
-    total = sum(os.lstat(path).st_size for path in paths if os.path.lexists(path))
+    total = sum(map(size_of, paths))
     lock, done = threading.Lock(), [0]
 
     def read(count: int) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medport.errors import ConfigError, VerificationError
 from medport_local.engine.loading import load_gemma
-from medport_local.snapshot import KNOWN_MODELS, KnownModel, Snapshot, open_snapshot
+from medport_local.snapshot import KNOWN_MODELS, FileEntry, KnownModel, Snapshot, _hash_all, open_snapshot
+from medport_local.snapshot_file import entry_of, open_file
 
 
 @pytest.fixture
@@ -273,3 +276,73 @@ def test_shape_that_is_nearly_a_published_one_is_not_identified(plain: Path) -> 
     (plain / "config.json").write_text(json.dumps(config | {"mm_tokens_per_image": 255}))
 
     assert open_snapshot(plain).model_id == "medgemma (unidentified)"
+
+
+def test_manifest_must_be_one_of_those_that_are_known(copy: Path) -> None:
+    sha256 = entry_of(copy, "manifest.json").sha256
+
+    snapshot = open_snapshot(copy, manifest_sha256=("0" * 64, sha256))
+
+    assert snapshot.manifest == (copy / "manifest.json").read_bytes()
+    with pytest.raises(VerificationError, match=r"manifest\.json: is not the one that was stored"):
+        open_snapshot(copy, manifest_sha256=("0" * 64,))
+    (copy / "manifest.json").unlink()
+    with pytest.raises(VerificationError, match=r"manifest\.json: is missing"):
+        open_snapshot(copy, manifest_sha256=(sha256,))
+
+
+def test_snapshot_with_deferred_weights_can_be_verified_later(copy: Path) -> None:
+    snapshot = open_snapshot(copy, defer_weights=True)
+    snapshot.verify()
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+
+    with pytest.raises(VerificationError, match=r"model\.safetensors.*hash"):
+        snapshot.verify()
+
+
+def test_directory_in_place_of_a_file_is_refused_and_leaves_nothing_open(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+
+    for _ in range(3):
+        with pytest.raises(VerificationError, match="is not a regular file"):
+            open_file(tmp_path, "config.json")
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_file_that_goes_while_the_directory_is_listed_is_named(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = os.walk
+
+    def overtaken(root: Path) -> Any:
+        for found in walk(root):
+            (copy / "config.json").unlink()
+            yield found
+
+    monkeypatch.setattr(os, "walk", overtaken)
+
+    with pytest.raises(VerificationError, match=r"config\.json: is missing"):
+        open_snapshot(copy)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_three_shards_are_hashed_side_by_side_whatever_the_cores_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    names = ["a", "b", "c"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    together = threading.Barrier(len(names), timeout=10)
+
+    def hash_one(root: Path, name: str) -> FileEntry:
+        together.wait()
+        return entry_of(root, name)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr("medport_local.snapshot.entry_of", hash_one)
+
+    assert list(_hash_all(tmp_path, names)) == names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -94,7 +95,39 @@ def test_verify_of_what_is_right_exits_with_0(store: Store, stored: Stored) -> N
 
     assert done.exit_code == 0
     assert done.stdout.startswith("Sound: ")
-    assert answer(store, "verify", "medport/tiny") == {"sound": True, "bytes": stored.size_bytes, "findings": []}
+    assert answer(store, "verify", "medport/tiny") == {
+        "sound": True,
+        "snapshots": 1,
+        "bytes": stored.size_bytes,
+        "findings": [],
+    }
+
+
+def test_verify_of_an_empty_store_does_not_say_that_anything_is_sound(store: Store) -> None:
+    done = run(store, "verify")
+
+    assert done.exit_code == 0
+    assert done.stdout.startswith("Nothing to verify: the store holds no snapshot.")
+    assert answer(store, "verify")["snapshots"] == 0
+
+
+def test_name_that_is_no_utf_8_is_told_as_json(store: Store, stored: Stored) -> None:
+    os.close(os.open(os.fsencode(store.root / "blobs") + b"/\xff", os.O_CREAT | os.O_WRONLY))
+
+    (finding,) = answer(store, "verify")["findings"]
+
+    assert os.fsencode(finding["path"]) == b"blobs/\xff"
+    assert run(store, "verify").stdout.startswith("blobs/\\udcff: does not belong there")
+
+
+@pytest.mark.parametrize("days", ["1e300", "inf", "nan", "-1", "36501"])
+def test_days_that_are_no_number_of_days_are_a_fault_of_the_command(
+    store: Store, stored: Stored, days: str
+) -> None:
+    done = run(store, "gc", "--yes", "--keep-days", days)
+
+    assert (done.exit_code, type(done.exception)) == (2, SystemExit)
+    assert store.list() == [stored]
 
 
 def test_verify_names_file_snapshot_and_remedy_and_exits_with_1(store: Store, stored: Stored) -> None:

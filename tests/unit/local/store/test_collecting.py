@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -169,6 +170,61 @@ def test_nothing_is_removed_while_a_manifest_cannot_be_read(store: Store, folder
 
     assert blobs(store) == before
     assert [each.revision for each in store.list()] == ["b" * 40]
+
+
+def alter_a_hash(manifest: Path) -> None:
+    """One digit of a manifest, which is a manifest still."""
+    told = json.loads(manifest.read_bytes())
+    entry = told["files"]["tokenizer.json"]
+    entry["sha256"] = ("0" if entry["sha256"][0] != "0" else "1") + entry["sha256"][1:]
+    manifest.chmod(0o644)
+    manifest.write_text(json.dumps(told))
+    manifest.chmod(0o444)
+
+
+def test_nothing_is_removed_while_a_manifest_is_another_than_its_snapshots(store: Store, folder: Path) -> None:
+    stored = add(store, folder)
+    store.pin("keep", [stored])
+    alter_a_hash(stored.directory / "manifest.json")
+    before = blobs(store)
+
+    with pytest.raises(
+        VerificationError, match=r"not that of this snapshot.*nothing was removed.*verify --repair"
+    ):
+        store.collect(dry_run=False)
+
+    assert blobs(store) == before
+
+
+@pytest.mark.parametrize("way_out", ["pull", "unpin"])
+def test_nothing_is_removed_while_a_pinned_snapshot_is_in_quarantine(
+    store: Store, folder: Path, way_out: str
+) -> None:
+    stored = add(store, folder)
+    store.pin("keep", [stored])
+    alter_a_hash(stored.directory / "manifest.json")
+    store.verify(repair=True)
+    before = blobs(store)
+
+    with pytest.raises(VerificationError, match=r"pins/keep\.json.*in quarantine.*unpin keep"):
+        store.collect(dry_run=False)
+
+    assert blobs(store) == before
+    if way_out == "pull":
+        add(store, folder)
+        assert store.collect(dry_run=False).blobs == 0
+    else:
+        store.unpin("keep")
+        assert store.collect(dry_run=False).blobs == len(before)
+
+
+def test_snapshot_whose_record_is_lost_can_be_removed(store: Store, folder: Path) -> None:
+    stored = add(store, folder)
+    (store.root / "records" / f"{stored.snapshot_sha256}.json").unlink()
+
+    assert len(store.collect(dry_run=False).snapshots) == 1
+
+    assert blobs(store) == set()
 
 
 def test_locks_of_what_is_gone_go_as_well(store: Store, folder: Path) -> None:

@@ -16,6 +16,7 @@ from support.store_worker import Worker, may_become_another
 
 from medport.errors import ConfigError
 from medport_local.store import Store, default_root
+from medport_local.store.layout import OWNER
 
 as_root = pytest.mark.skipif(not may_become_another(), reason="this process cannot become somebody else")
 
@@ -182,6 +183,40 @@ def test_store_that_others_may_write_to_is_refused(store: Store, part: str, mode
     (store.root / part).chmod(mode)
 
     with pytest.raises(ConfigError, match=r"others may write to .*chmod go-w"):
+        Store(store.root)
+
+
+@as_root
+@pytest.mark.parametrize("part", ["", "blobs", "snapshots", "records", "pins"])
+def test_store_of_another_user_is_refused_unless_the_operator_names_him(
+    store: Store, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(OWNER, raising=False)
+    os.chown(store.root / part, 12345, -1)
+
+    with pytest.raises(ConfigError, match=r"belongs to another user.*12345.*MEDPORT_STORE_OWNER=12345"):
+        Store(store.root)
+
+    for named in ("12346", "nobody"):
+        monkeypatch.setenv(OWNER, named)
+        with pytest.raises(ConfigError, match="belongs to another user"):
+            Store(store.root)
+    monkeypatch.setenv(OWNER, "12345")
+    assert Store(store.root).list() == []
+
+
+@as_root
+def test_store_of_root_is_believed_by_everybody(open_place: Path, worker: Worker) -> None:
+    add(Store(open_place / "store"), write_snapshot(open_place / "one"))
+    (open_place / "store").chmod(0o755)
+
+    assert len(worker.run("read", open_place / "store", unprivileged=True)["result"]) == 1
+
+
+def test_owner_that_is_no_user_is_a_setting_at_fault(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OWNER, "no such user")
+
+    with pytest.raises(ConfigError, match="there is no such user"):
         Store(store.root)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from support.snapshots import manifest_of, write_small
-from support.store_worker import Worker
+from support.store_worker import NOBODY, Worker
 
 from medport_local.store import Finding, Store
+from medport_local.store.layout import OWNER
 
 Run = Callable[..., dict[str, Any]]
 
@@ -54,7 +55,8 @@ class Stores:
 
 
 @pytest.fixture
-def stores(open_place: Path, worker: Worker) -> Stores:
+def stores(open_place: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Stores:
+    monkeypatch.setenv(OWNER, str(NOBODY))  # they are made by another user than this one
     return Stores(open_place, worker)
 
 

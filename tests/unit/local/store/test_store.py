@@ -8,13 +8,14 @@ import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.snapshots import add, manifest_of, read_from, record, safetensors, write_snapshot
 
 from medport.errors import ConfigError, NotFound, VerificationError
 from medport_local.snapshot import MANIFEST, digest_of, open_snapshot
-from medport_local.store import Store, Terms
+from medport_local.store import Store, Terms, entries
 
 
 def test_what_was_put_in_is_found_and_opens_as_it_was(store: Store, folder: Path) -> None:
@@ -290,14 +291,96 @@ def test_pull_puts_a_damaged_manifest_right(store: Store, folder: Path) -> None:
     assert store.verify() == []
 
 
-def test_snapshot_whose_record_is_lost_still_opens(store: Store, folder: Path) -> None:
+@pytest.mark.parametrize("spoilt", ["lost", "unreadable"])
+def test_manifest_is_not_believed_without_the_record_that_proves_it(
+    store: Store, folder: Path, spoilt: str
+) -> None:
     stored = add(store, folder)
-    (store.root / "records" / f"{stored.snapshot_sha256}.json").unlink()
+    record_file = store.root / "records" / f"{stored.snapshot_sha256}.json"
+    if spoilt == "lost":
+        record_file.unlink()
+    else:
+        record_file.write_bytes(b"z" + record_file.read_bytes()[1:])
 
     again = store.find("medport/tiny")
 
     assert again.record.source == "unknown"
-    assert store.open(again).snapshot_sha256 == stored.snapshot_sha256
+    with pytest.raises(VerificationError, match=r"records/.*missing or cannot be read.*pull it again"):
+        store.open(again)
+    add(store, folder)
+    assert store.open(store.find("medport/tiny")).revision == "a" * 40
+    assert store.find("medport/tiny").record.source == "directory"
+
+
+def test_manifest_that_is_exchanged_after_it_was_compared_is_not_believed(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = add(store, folder)
+
+    def exchanged(*arguments: Any, **options: Any) -> Any:
+        rewrite(stored.directory / MANIFEST, revision="f" * 40)
+        return open_snapshot(*arguments, **options)
+
+    monkeypatch.setattr("medport_local.store.store.open_snapshot", exchanged)
+
+    with pytest.raises(VerificationError, match=r"manifest\.json.*not the one that was stored.*verify --repair"):
+        store.open(stored)
+
+
+def test_snapshot_keeps_the_bytes_of_the_manifest_that_was_believed(store: Store, folder: Path) -> None:
+    stored = add(store, folder)
+    there = (stored.directory / MANIFEST).read_bytes()
+
+    snapshot = store.open(stored)
+    rewrite(stored.directory / MANIFEST, revision="f" * 40)
+
+    assert snapshot.manifest == there
+    assert open_snapshot(folder).manifest == b""
+
+
+def test_snapshot_that_gets_its_name_while_it_is_opened_has_it(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = add(store, folder, repo_id="medgemma (unidentified)", revision=None)
+    read = entries.read
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(entries, "read", read)
+        found = read(*arguments)
+        add(store, folder, revision="b" * 40)
+        return found
+
+    monkeypatch.setattr(entries, "read", overtaken)
+
+    assert store.open(stored).revision == "b" * 40
+
+
+def test_file_that_is_taken_out_before_the_commit_is_named(store: Store, folder: Path) -> None:
+    manifest = manifest_of(folder)
+    sha256 = manifest.files["tokenizer.json"].sha256
+
+    with store.intake("x") as intake:
+        receive(intake, folder, manifest.files)
+        (store.root / "blobs" / sha256[:2] / sha256).unlink()
+        with pytest.raises(VerificationError, match=r"tokenizer\.json: was taken out of the store meanwhile"):
+            intake.commit(manifest, record())
+
+    assert store.list() == []
+    add(store, folder)
+    assert store.verify() == []
+
+
+def test_pins_beside_unpin_are_those_that_are_there(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = add(store, folder)
+    store.pin("x", [stored])
+    store.pin("y", [stored])
+    monkeypatch.setattr(entries, "pin_names", lambda _: ["x", "y"])
+    store.unpin("x")
+
+    assert list(store.pins()) == ["y"]
+    assert store.find("medport/tiny").pinned_by == ("y",)
 
 
 def test_snapshot_with_folders_comes_in_whole(store: Store, folder: Path) -> None:
@@ -322,6 +405,14 @@ def test_single_file_of_weights_comes_in(store: Store, tmp_path: Path) -> None:
     stored = add(store, folder)
 
     assert store.open(stored).shards == ("model.safetensors",)
+
+
+def rewrite(manifest: Path, **changes: object) -> None:
+    """Let a manifest of the store say something else."""
+    changed = json.loads(manifest.read_bytes()) | changes
+    manifest.chmod(0o644)
+    manifest.write_text(json.dumps(changed))
+    manifest.chmod(0o444)
 
 
 def receive(intake: object, folder: Path, names: object) -> None:

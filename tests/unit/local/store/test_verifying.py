@@ -6,12 +6,14 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.snapshots import add
 
 from medport.errors import VerificationError
-from medport_local.store import Finding, Store, Stored
+from medport_local.store import Finding, Store, Stored, disk, entries, hashing, verifying
+from medport_local.store.locks import locked
 
 REFERENCE = "medport/tiny@" + "a" * 40
 SHARD = "model-00001-of-00002.safetensors"
@@ -263,7 +265,10 @@ def test_record_and_pin_that_cannot_be_read_are_found(store: Store, folder: Path
 
     findings = store.verify()
 
-    assert sorted(each.path.partition("/")[0] for each in findings) == ["pins", "records"]
+    assert sorted((each.path.partition("/")[0], each.snapshots) for each in findings) == [
+        ("pins", ()),
+        ("records", (REFERENCE,)),
+    ]
     add(store, folder)
     store.unpin("x")
     assert store.verify() == []
@@ -309,6 +314,165 @@ def test_verify_beside_gc_finds_nothing(store: Store, folder: Path, other: Path)
     thread.join()
 
     assert findings == []
+
+
+def test_repair_leaves_alone_what_another_repair_and_a_pull_made_good_meanwhile(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = add(store, folder)
+    damage(blob(store, stored, SHARD))
+    hash_files = verifying.hash_files
+
+    def overtaken(*arguments: Any) -> Any:
+        found = hash_files(*arguments)
+        monkeypatch.setattr(verifying, "hash_files", hash_files)
+        store.verify(repair=True)
+        add(store, folder)
+        return found
+
+    monkeypatch.setattr(verifying, "hash_files", overtaken)
+
+    assert store.verify(repair=True) == []
+
+    assert store.verify() == []
+    assert store.open(stored).snapshot_sha256 == stored.snapshot_sha256
+
+
+def test_repair_leaves_alone_a_blob_that_went_and_came_again(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = add(store, folder)
+    hash_files = verifying.hash_files
+    gone = blob(store, stored, SHARD)
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(verifying, "hash_files", hash_files)
+        gone.unlink()
+        found = hash_files(*arguments)
+        os.link(stored.directory / SHARD, gone)
+        return found
+
+    monkeypatch.setattr(verifying, "hash_files", overtaken)
+
+    assert store.verify(repair=True) == []
+
+    assert list((store.root / "quarantine").iterdir()) == []
+    assert store.verify() == []
+
+
+def test_blob_that_is_gone_is_lost_and_not_damaged(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = add(store, folder)
+    hash_files = verifying.hash_files
+
+    def overtaken(*arguments: Any) -> Any:
+        blob(store, stored, SHARD).unlink()
+        return hash_files(*arguments)
+
+    monkeypatch.setattr(verifying, "hash_files", overtaken)
+
+    (finding,) = store.verify()
+
+    assert (finding.fault, finding.kind, finding.snapshots) == ("is missing", "lost", (REFERENCE,))
+
+
+def test_what_a_pull_is_just_mending_is_no_finding(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = add(store, folder)
+    looked, findings = threading.Event(), []
+    structure = verifying._Look.structure
+
+    def look(self: Any) -> Any:
+        found = structure(self)
+        looked.set()
+        return found
+
+    monkeypatch.setattr(verifying._Look, "structure", look)
+    thread = threading.Thread(target=lambda: findings.append(store.verify()))
+
+    with locked(store.root / "locks" / "store.lock"), disk.unsealed(stored.directory):
+        thread.start()
+        assert looked.wait(10)
+    thread.join()
+
+    assert findings == [[]]
+
+
+@pytest.mark.parametrize("place", ["snapshots/{0}/manifest.json", "records/{0}.json", "pins/x.json"])
+def test_file_beside_the_blobs_that_others_may_write_is_found_and_closed(
+    store: Store, folder: Path, place: str
+) -> None:
+    stored = add(store, folder)
+    store.pin("x", [stored])
+    path = store.root / place.format(stored.snapshot_sha256)
+    path.chmod(0o666)
+
+    (found,) = store.verify()
+    store.verify(repair=True)
+
+    assert (found.path, found.fault) == (place.format(stored.snapshot_sha256), "may be written")
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert store.verify() == []
+    store.unpin("x")
+    add(store, folder, revision="b" * 40)
+    assert store.verify() == []
+
+
+def test_pin_that_is_removed_meanwhile_is_no_finding(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.pin("x", [add(store, folder)])
+    pin_names = entries.pin_names
+
+    def overtaken(layout: Any) -> list[str]:
+        monkeypatch.setattr(entries, "pin_names", pin_names)
+        names = pin_names(layout)
+        store.unpin("x")
+        return names
+
+    monkeypatch.setattr(entries, "pin_names", overtaken)
+
+    assert store.verify() == []
+
+
+def test_name_that_is_given_meanwhile_is_no_finding(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, folder, repo_id="medgemma (unidentified)", revision=None)
+    read = entries.read_manifest_hashed
+
+    def overtaken(directory: Path) -> Any:
+        monkeypatch.setattr(entries, "read_manifest_hashed", read)
+        found = read(directory)
+        add(store, folder, revision="b" * 40)
+        return found
+
+    monkeypatch.setattr(entries, "read_manifest_hashed", overtaken)
+
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_three_files_are_hashed_side_by_side_whatever_the_cores_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_text(path.name)
+    together, hash_file = threading.Barrier(3, timeout=10), hashing.hash_file
+
+    def hash_one(path: Path, *more: Any) -> Any:
+        together.wait()
+        return hash_file(path, *more)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(hashing, "hash_file", hash_one)
+
+    found = hashing.hash_files(paths)
+
+    assert {path.name: entry.size_bytes for path, entry in found.items()} == {"a": 1, "b": 1, "c": 1}  # type: ignore[union-attr]
 
 
 def refused(*_: object, **__: object) -> None:
