@@ -13,7 +13,7 @@ demo: .venv/runtime.ok
 
 # Several tests at once, each of one thread: the models are too small to gain from more.
 test: .venv/dev.ok
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev.ok
 	$(BIN)/ruff check sdk local_backend deploy tests examples

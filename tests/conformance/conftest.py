@@ -25,12 +25,17 @@ SLICES = 5
 
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[Emulator]:
-    """A real Cloud Storage server with one bucket; the environment points Google's client to it."""
-    with gcs_emulator(BUCKET) as emulator, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", emulator.url)
+    """A real Cloud Storage server with one bucket."""
+    with gcs_emulator(BUCKET) as emulator:
         emulator.upload(BUCKET, "a.png", png(seed=1))
         emulator.upload(BUCKET, "b.png", png(seed=2))
         yield emulator
+
+
+@pytest.fixture(autouse=True)
+def storage_is_the_bucket(bucket: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each test anew: tests of other folders, which run in between, have storage of their own."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
 
 
 @pytest.fixture(scope="session")
