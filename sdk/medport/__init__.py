@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from medport.errors import (
+    AlreadyExists,
     AuthError,
     ConfigError,
+    Conflict,
     ConnectionFailed,
     DicomError,
     Forbidden,
@@ -20,11 +22,13 @@ from medport.errors import (
     NotFound,
     NotReady,
     PolicyError,
+    PreconditionFailed,
     ProtocolError,
     QuotaExceeded,
     RequestTooLarge,
     ServerError,
     Timeout,
+    Unsupported,
     VerificationError,
 )
 from medport.results import (
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from medport.tasks.chat import ChatOptions
 
 __all__ = [
+    "AlreadyExists",
     "AsyncChatStream",
     "AsyncClient",
     "AuthError",
@@ -55,6 +60,7 @@ __all__ = [
     "Classifications",
     "Client",
     "ConfigError",
+    "Conflict",
     "ConnectionFailed",
     "Delta",
     "DicomError",
@@ -66,6 +72,7 @@ __all__ = [
     "NotFound",
     "NotReady",
     "PolicyError",
+    "PreconditionFailed",
     "ProtocolError",
     "Provenance",
     "QuotaExceeded",
@@ -73,6 +80,7 @@ __all__ = [
     "Score",
     "ServerError",
     "Timeout",
+    "Unsupported",
     "Usage",
     "VerificationError",
     "images",

@@ -10,6 +10,10 @@
     ├── AuthError                the credential is missing, wrong or not allowed
     │   └── Forbidden            it is known, and not for this
     ├── NotFound                 no such endpoint, model or route
+    ├── PreconditionFailed       the resource is not in a state that allows it
+    ├── Conflict                 somebody else changed it in between; read it again
+    │   └── AlreadyExists        the name is taken
+    ├── Unsupported              the server knows the call and does not offer it
     ├── QuotaExceeded            too many requests; wait
     ├── NotReady                 the endpoint is cold, starting or has no model yet; wait
     ├── ServerError              the server failed
@@ -110,6 +114,22 @@ class NotFound(MedportError):
     """There is no such endpoint, model or route."""
 
 
+class PreconditionFailed(MedportError):
+    """The resource is not in a state that allows it: an endpoint that still has models, traffic that goes nowhere."""
+
+
+class Conflict(MedportError):
+    """Somebody else changed the resource in between (a stale etag). Read it again, then decide."""
+
+
+class AlreadyExists(Conflict):
+    """The name is taken."""
+
+
+class Unsupported(MedportError):
+    """This server knows the call and does not offer it."""
+
+
 class QuotaExceeded(MedportError):
     """Too many requests for the quota or the queue; wait and try again."""
 
@@ -180,6 +200,10 @@ TABLE: tuple[Row, ...] = (
     Row(AuthError, 401, "UNAUTHENTICATED", EXIT_FAILED),
     Row(Forbidden, 403, "PERMISSION_DENIED", EXIT_FAILED),
     Row(NotFound, 404, "NOT_FOUND", EXIT_FAILED),
+    Row(PreconditionFailed, 400, "FAILED_PRECONDITION", EXIT_FAILED),
+    Row(Conflict, 409, "ABORTED", EXIT_FAILED),
+    Row(AlreadyExists, 409, "ALREADY_EXISTS", EXIT_FAILED),
+    Row(Unsupported, 501, "UNIMPLEMENTED", EXIT_FAILED),
     Row(QuotaExceeded, 429, "RESOURCE_EXHAUSTED", EXIT_FAILED),
     Row(NotReady, 503, "UNAVAILABLE", EXIT_FAILED),
     Row(ServerError, 500, "INTERNAL", EXIT_FAILED),
@@ -195,8 +219,8 @@ _BY_REASON: Mapping[str, type[MedportError]] = {row.reason: row.error for row in
 # What a bare status means when no reason came along, as from a server that is not ours.
 _BY_HTTP: Mapping[int, type[MedportError]] = {
     400: InputError, 401: AuthError, 403: AuthError, 404: NotFound, 405: NotFound, 408: Timeout,
-    409: ServerError, 411: InputError, 413: RequestTooLarge, 415: InputError, 422: InputError,
-    429: QuotaExceeded, 500: ServerError, 501: InputError, 502: ServerError, 503: ServerError, 504: Timeout,
+    409: Conflict, 411: InputError, 413: RequestTooLarge, 415: InputError, 422: InputError,
+    429: QuotaExceeded, 500: ServerError, 501: Unsupported, 502: ServerError, 503: ServerError, 504: Timeout,
 }  # fmt: skip
 
 
