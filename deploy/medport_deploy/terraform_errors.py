@@ -57,7 +57,7 @@ class StateLocked(TerraformError):
 
 
 class Interrupted(TerraformError):
-    """It was stopped, by the caller or by the deadline. Calls to the provider that were under way were finished."""
+    """It was stopped, by the caller or by the deadline. Calls that were under way were finished."""
 
     def __init__(self, verb: str, code: int, diagnostics: Sequence[Diagnostic]) -> None:
         super().__init__(
