@@ -16,10 +16,11 @@ import typer
 
 from medport.errors import ConfigError, MedportError, row_of
 from medport_local import cli_audit, cli_bench, cli_bundle, cli_engine, cli_keys, cli_quantize, cli_snapshot
+from medport_local import cli_control as controls
 from medport_local import cli_lock as cli_lock  # it and cli_pull add commands to cli_snapshot's
 from medport_local import cli_options as options
 from medport_local import cli_pull as cli_pull
-from medport_local.cli_ready import Address, announce
+from medport_local.cli_ready import Address, announce, announce_plane
 from medport_local.stopping import Stop
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ Serve the phantoms on this machine:  medport serve
 Serve a real model from a directory:  medport serve --snapshot medgemma=/models/medgemma-4b-it
 
 Serve from the store what a lock names:  medport serve --lock medport.lock
+
+Serve what callers deploy, as on Vertex:  medport serve --control-plane ./state
 """
 
 
@@ -70,8 +73,14 @@ def serve(
             metavar="DIR", help="The store of snapshots; MEDPORT_STORE, or ~/.local/share/medport/store."
         ),
     ] = None,
+    control_plane: controls.Directory = None,
     project: Annotated[str, typer.Option(help="Project in the resource names.")] = "local",
+    project_number: controls.ProjectNumber = None,
     location: Annotated[str, typer.Option(help="Region in the resource names.")] = "europe-west4",
+    model_dir: controls.ModelDirs = None,
+    require_digest: controls.RequireDigest = False,
+    garden_image: controls.GardenImage = "",
+    allow_faults: controls.AllowFaults = False,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     tls_self_signed: Annotated[
@@ -161,8 +170,18 @@ def serve(
         engine=engine,
         engine_state=engine_state,
     )
-    # Imported when all this is right: torch takes seconds.
-    from medport_local import tls as certificates
+    fixed = [name for name, given in (("snapshot", snapshot), ("lock", lock), ("adapter", adapter)) if given]
+    plane = controls.control_plane(
+        control_plane,
+        project_number=project_number,
+        store=store,
+        model_dirs=tuple(model_dir or ()),
+        require_digest=require_digest,
+        garden_image=garden_image,
+        allow_faults=allow_faults,
+        fixed=fixed,
+    )
+    # Imported when all this is right: it takes a while.
     from medport_local.app import Settings, Tls, phantom_snapshots
     from medport_local.selection import IMAGE_DIGEST, Wanted, image_digest_of, select
     from medport_local.serving.logs import formatter
@@ -171,6 +190,8 @@ def serve(
     shown_host = socket.gethostname() if host in ("0.0.0.0", "::", "") else host  # noqa: S104  a comparison
     ca_file: Path | None = None
     if tls_self_signed is not None:
+        from medport_local import tls as certificates
+
         made = certificates.self_signed(tls_self_signed, shown_host)
         ca_file, files = made.ca.absolute(), (made.tls.certificate, made.tls.key)
     listener = _bind(host, port)
@@ -185,13 +206,17 @@ def serve(
     shown = Tls(*files, client_ca=tls_client_ca) if files else None
 
     def told(started: Starlette) -> None:
-        announce(address, list(started.state.deployed.values()), started.state.standing, json_line=as_json)
+        if plane is not None:
+            announce_plane(address, started.state.models.project, json_line=as_json)
+        else:
+            announce(address, list(started.state.deployed.values()), started.state.standing, json_line=as_json)
 
     image = image_digest_of(os.environ.get(IMAGE_DIGEST))
     wanted = Wanted(snapshots=asked, store=store, lock=lock, image_digest=image)
     with select(wanted) as selection, provider_from_environment(wanted=trace) as tracer_provider:
         settings = Settings(
             snapshots=selection.snapshots or phantom_snapshots(),
+            control_plane=plane,
             lock_id=selection.lock_id,
             image_digest=image,
             project=project,

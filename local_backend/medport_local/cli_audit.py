@@ -20,7 +20,7 @@ DIRECTORY = "MEDPORT_AUDIT_DIR"
 _FIRST_COLUMN = 20
 # Who asked and which bytes answered; the rest follows as it stands in the line.
 _FIRST = (
-    "time", "event", "request_id", "key", "action", "route", "endpoint", "deployed_model",
+    "time", "event", "request_id", "key", "action", "route", "verb", "resource", "endpoint", "deployed_model",
     "model_id", "revision", "snapshot_sha256", "parent", "adapters", "lock_id", "image_digest",
 )  # fmt: skip
 
@@ -84,7 +84,7 @@ def show(
         raise NotFound(
             "the log has no such request",
             field="request_id",
-            remedy="only requests that reached a model are in it",
+            remedy="only requests that reached a model or changed something are in it",
         )
     proofs: dict[str, bool] = {}
     for name, file, field in (

@@ -14,9 +14,8 @@ from medport.errors import ConfigError
 from medport_local.byte_sizes import parse_size
 
 if TYPE_CHECKING:
-    from medport_local.engine.engine import EngineLimits
-    from medport_local.engine.loading import DtypeRule
-    from medport_local.opening import EngineName, ModelOptions
+    from medport_local.engine.protocol import DtypeRule, EngineLimits
+    from medport_local.model_options import EngineName, ModelOptions
 
 _PANEL = "Engine"
 
@@ -142,7 +141,7 @@ class EngineOptions:
 
     def limits(self) -> EngineLimits:
         """What the engine may take and hold; its own defaults for what was not given."""
-        from medport_local.engine.engine import EngineLimits
+        from medport_local.engine.protocol import EngineLimits
 
         given = {
             "max_running": self.max_running,
@@ -159,7 +158,7 @@ class EngineOptions:
         Raises:
             ConfigError: a name is not known, or options do not go together.
         """
-        from medport_local.opening import ModelOptions
+        from medport_local.model_options import ModelOptions
 
         return ModelOptions(
             device=self.device,

@@ -68,14 +68,14 @@ def private_key(file: Path, leaf: Path | None) -> str:
 
 
 def api_keys(file: Path, now: datetime) -> str:
-    """Say how many keys of a file of ``medport serve --keys`` are in force.
+    """Say how many keys and service accounts of a file of ``medport serve --keys`` are in force.
 
     Raises:
-        ConfigError: it cannot be read, can be read by others, or no key is in force.
+        ConfigError: it cannot be read, can be read by others, or none is in force.
     """
-    found = keys.load(file)
+    found = keys.load(file).everybody
     _refuse_shared(file, "keys")
-    count = sum(each.expires is None or each.expires > now for each in found)
+    count = sum(each.expires_s > now.timestamp() for each in found)
     if not count:
         raise ConfigError(
             f"{file.name} holds no key in force", field="keys", remedy=f"medport keys add NAME --keys {file}"

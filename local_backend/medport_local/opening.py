@@ -4,69 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
-from medport.errors import ConfigError
-from medport_local.engine.adapters import Adapter, Target, check_name, load_adapter
+from medport_local.engine.adapters import Adapter, Target, load_adapter
 from medport_local.engine.decoder import Decoder
 from medport_local.engine.embedder import Embedder, EmbedderLimits
 from medport_local.engine.engine import Engine, EngineLimits, TorchEngine
-from medport_local.engine.loading import DtypeRule, Gemma, load_codecs, load_gemma, load_siglip
-from medport_local.engine.sealed import SealedWeights
-from medport_local.engine.weights import ReadShard, read_shard
+from medport_local.engine.loading import Gemma, load_codecs, load_gemma, load_siglip
+from medport_local.model_options import EngineName as EngineName
+from medport_local.model_options import ModelOptions as ModelOptions
 from medport_local.snapshot import Snapshot
 from medport_local.standing import Room, Standing, device_name, dtype_name, weights_bytes
 
-EngineName = Literal["torch", "vllm"]
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
-    """How models are loaded and computed.
-
-    Raises:
-        ConfigError: a name is not known, or options do not go together.
-    """
-
-    device: str | None = None
-    """As ``engine.devices.choose`` takes it; vLLM chooses its own."""
-    dtype: DtypeRule = "auto"
-    """MedGemma's. ``auto`` is bfloat16, and float32 for a model of less than 200 million parameters."""
-    embed_dtype: DtypeRule = "auto"
-    """MedSigLIP's. ``auto`` measures whether bfloat16 gives the same vectors sooner, and takes float32 if not."""
-    engine: EngineName = "torch"
-    """Of text generation."""
-    adapters: Mapping[str, Path] = field(default_factory=dict)
-    """LoRA adapters for MedGemma: directories by the names that callers ask for."""
-    engine_state: Path | None = None
-    """The directory of the records that ``medport engine verify`` writes; vLLM needs one."""
-    sealed: SealedWeights | None = None
-    """Keeps the weights that were verified for the next model of the same snapshot in this process; torch's only.
-    By default every load reads and hashes them again."""
-
-    def __post_init__(self) -> None:
-        for name, value in (("dtype", self.dtype), ("embed-dtype", self.embed_dtype)):
-            if value not in get_args(DtypeRule):
-                raise ConfigError("is not known", field=name, remedy=f"give {', '.join(get_args(DtypeRule))}")
-        if self.engine not in get_args(EngineName):
-            raise ConfigError("is not known", field="engine", remedy=f"give {' or '.join(get_args(EngineName))}")
-        for name in self.adapters:
-            check_name(name)
-        if self.engine == "vllm" and self.adapters:
-            raise ConfigError("vLLM serves no adapters here", field="adapter", remedy="leave out --engine vllm")
-        if self.engine == "vllm" and self.engine_state is None:
-            raise ConfigError("vLLM needs its records", field="engine-state", remedy="give --engine-state DIR")
-
-    @property
-    def read(self) -> ReadShard:
-        """What reads the weights."""
-        return read_shard if self.sealed is None else self.sealed.read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,7 @@ from medport.wire.vertex import (
     ModelResource,
     Pins,
     Resource,
+    pins_from_headers,
     pins_from_model,
 )
 
@@ -342,7 +343,7 @@ def provenance(
         deployed = next(iter(target.pins))
     elif deployed is None and (named := _DEPLOYED.search(reply.body)):
         deployed = named[1].decode()
-    pins = target.pins.get(deployed or "", Pins())
+    pins = pins_from_headers(reply.headers, target.pins.get(deployed or "", Pins()))
     return Provenance(
         backend=backend.name,
         kind=backend.kind,

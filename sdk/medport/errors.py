@@ -115,7 +115,7 @@ class NotFound(MedportError):
 
 
 class PreconditionFailed(MedportError):
-    """The resource is not in a state that allows it: an endpoint that still has models, traffic that goes nowhere."""
+    """The resource is not in a state that allows it, such as an endpoint that still has models."""
 
 
 class Conflict(MedportError):

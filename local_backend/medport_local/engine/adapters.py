@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from medport.errors import ConfigError, InputError, VerificationError
+from medport.errors import ConfigError, VerificationError
 from medport_local.engine.adapter_config import CONFIG, MERGE, AdapterConfig, ends_with, parse_config
+from medport_local.engine.adapter_names import check_name, parse_model
 from medport_local.engine.lora import Adapter, Pair, Side, of_rows
 from medport_local.safetensors_header import LENGTH_BYTES, header_bytes, parse
 from medport_local.snapshot import INT8_SUFFIX, digest_of
@@ -34,7 +35,6 @@ _MAX_WEIGHT_BYTES = 4 * 2**30
 # What a download leaves beside the adapter; nothing reads them.
 _BYSTANDERS = re.compile(r"(?i)(readme\.md|license[^/]*|notice[^/]*|\.gitattributes|\.gitignore)\Z")
 _ONLY = f"keep only {CONFIG} and {WEIGHTS}"
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 
 _OWNERS = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn"),
@@ -79,39 +79,6 @@ class Target:
             device=device,
             model_id=model_id,
         )
-
-
-def parse_model(text: str) -> tuple[str, str | None]:
-    """``base+adapter`` → base and adapter; ``None`` where the base alone is asked for.
-
-    Raises:
-        InputError: what follows the ``+`` is not the name of an adapter. Names ``model``.
-    """
-    base, plus, adapter = text.partition("+")
-    if not plus:
-        return text, None
-    if not _NAME.match(adapter):
-        raise InputError(
-            "what follows the + is not the name of an adapter",
-            field="model",
-            remedy="write base+adapter, the adapter in lower case as the server lists it, or the base alone",
-        )
-    return base, adapter
-
-
-def check_name(name: str) -> str:
-    """The name, if an adapter can have it.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if not _NAME.match(name):
-        raise ConfigError(
-            "an adapter cannot have this name",
-            field="adapter",
-            remedy="use up to 63 of a-z, 0-9, dot, dash and underscore, a letter or digit first: NAME=DIRECTORY",
-        )
-    return name
 
 
 def load_adapter(directory: str | os.PathLike[str], target: Target, *, name: str | None = None) -> Adapter:

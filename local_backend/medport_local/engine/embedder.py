@@ -21,8 +21,10 @@ from medport_local.engine import vectors
 from medport_local.engine.agreement import settle
 from medport_local.engine.batch_time import BatchTime
 from medport_local.engine.codecs import ImageCodec
-from medport_local.engine.embedding_queue import KINDS, EmbeddingQueue, Item, Kind
+from medport_local.engine.embedding_queue import KINDS, EmbedderLimits, EmbeddingQueue, Item, Kind
 from medport_local.engine.loading import DtypeRule, Siglip, use_one_thread
+
+__all__ = ["Embedder", "EmbedderLimits", "EmbedderStats"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,27 +32,6 @@ Vector: TypeAlias = "npt.NDArray[np.float32]"
 
 _TEXTS_AT_ONCE = 16
 """Texts tokenised in one go, so that a request of thousands lets others in between."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedderLimits:
-    """What an embedder takes at once."""
-
-    max_batch: int = 32
-    """Items of one kind in one run of the model."""
-    max_pending: int = 4096
-    """Items that may wait; one request may not hold more either."""
-    max_pending_bytes: int = 1 << 30
-    """Of pixels and tokens that wait, or one request's if that alone is more. An image of 448 pixels a side has
-    2.4 MB."""
-    max_per_request: int | None = None
-    """Embeddings in one request, patches counted; the container's MAX_EMBEDDINGS_PER_REQUEST."""
-    latency_ms: float = 250.0
-    """What a batch of more than one item may take, by what such batches took before. Whoever comes while it runs
-    waits as long at most before the device is free again."""
-
-    def __post_init__(self) -> None:
-        assert min(self.max_batch, self.max_pending, self.max_pending_bytes) >= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

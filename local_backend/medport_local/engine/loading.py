@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from medport_local.engine.assembly import empty_model, fill_model
 from medport_local.engine.codecs import ImageCodec, SiglipTextCodec, TextCodec
 from medport_local.engine.int8_weights import Int8Weights
 from medport_local.engine.kernels import Int8
+from medport_local.engine.protocol import DtypeRule as DtypeRule
 from medport_local.engine.torchvision_check import IMPORT_FAULTS, check_torchvision
 from medport_local.engine.weights import ReadShard, Shard, read_shard, reading
 from medport_local.snapshot import Snapshot
@@ -51,7 +52,6 @@ except IMPORT_FAULTS:
 
 __all__ = ["Cache", "Gemma", "Siglip", "load_codecs", "load_gemma", "load_siglip", "new_cache", "use_one_thread"]
 
-DtypeRule = Literal["auto", "float32", "bfloat16"]
 
 SMALL_PARAMETERS = 200_000_000
 """A model below it is fast enough in float32, and gains nothing from several threads."""

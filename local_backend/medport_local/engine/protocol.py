@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from medport_local.engine.sequence import Event, GenerationRequest
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from medport_local.engine.codecs import ImageCodec
     from medport_local.engine.grammar import Grammars
     from medport_local.engine.prompt import PromptBuilder
+
+
+DtypeRule = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

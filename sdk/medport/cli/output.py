@@ -83,6 +83,18 @@ class Output:
             table.add_row(*(Text(printable(cell)) for cell in row))
         self._stdout().print(table)
 
+    def fields(self, values: Mapping[str, str]) -> None:
+        """Names and values on stdout, a line each; without those that have no value."""
+        width = max(map(len, values), default=0)
+        for name, value in values.items():
+            if value:
+                self.text(f"  {name:<{width}}  {value}")
+
+    def warnings(self, lines: Sequence[str]) -> None:
+        """What is to be said against the result, a line each, on stdout with it."""
+        for line in lines:
+            self.row("  !", "yellow", line)
+
     def note(self, line: str) -> None:
         """A line for people on stderr; nothing with ``json``, where stderr holds errors alone."""
         if not self.json:

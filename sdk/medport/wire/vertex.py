@@ -8,10 +8,10 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import orjson
 from pydantic import ConfigDict, Field
@@ -41,6 +41,23 @@ PIN_HEADERS: Mapping[str, str] = {
     "image_digest": "X-Medport-Image-Digest",
 }
 """Our own on answers, by the names of ``Pins``."""
+NOTICE_HEADER = "X-Medport-Notice"
+"""The warning that belongs to the model."""
+
+
+COLD_START = (
+    "Model is not yet ready for inference. Please wait while model completes scale-up from zero, "
+    "then try your request again."
+)
+"""What an endpoint that is scaled to zero answers: HTTP 429, and this line as the whole body."""
+_COLD, _WAIT = "the endpoint is scaled to zero or starting", "wait, or give wait_until_ready=SECONDS"
+
+
+class ColdStart(NotReady):
+    """For servers: the deployed model sleeps, and is being woken by this very request, which is not kept."""
+
+    def __init__(self) -> None:
+        super().__init__(_COLD, remedy=_WAIT)
 
 
 class Resource(Deferred):
@@ -110,11 +127,12 @@ class Pins:
         return {key: getattr(self, key) for key in PIN_HEADERS}
 
     def headers(self) -> dict[str, str]:
-        """The pins as headers of an answer, for clients that look up no Model resource; only what is known.
+        """The pins as headers of an answer, with the notice; only what is known.
 
         What a header may not hold is written as in a URL: an id comes from a snapshot's manifest.
         """
-        return {PIN_HEADERS[key]: quote(value, safe=_PLAIN) for key, value in self.as_dict().items() if value}
+        said = {PIN_HEADERS[key]: value for key, value in self.as_dict().items()} | {NOTICE_HEADER: self.notice}
+        return {name: quote(value, safe=_PLAIN) for name, value in said.items() if value}
 
 
 _PLAIN = " !#$&'()*+,/:;=?@[]"
@@ -164,6 +182,20 @@ def pins_from_model(model: ModelResource) -> Pins:
         notice=model.description or None,
         parent=found["parent"],
     )
+
+
+def pins_from_headers(headers: Mapping[str, str], resource: Pins) -> Pins:
+    """Which bytes answered: what the answer itself says, and the Model resource where it says nothing.
+
+    A resource is what somebody uploaded. A server of ours that answers has verified the bytes, and says so in its
+    headers.
+
+    Args:
+        headers: of the answer, names in lower case.
+    """
+    names = {**PIN_HEADERS, "notice": NOTICE_HEADER}
+    said = {key: unquote(value) for key, name in names.items() if (value := headers.get(name.lower()))}
+    return replace(resource, **said)
 
 
 def to_label(hex_digest: str) -> str:
@@ -237,9 +269,7 @@ def _typed(http: int, message: str, reason: str | None, metadata: Mapping[str, A
         return kind(metadata.get("message", message), field=metadata.get("field"), remedy=metadata.get("remedy"))
     # A cold endpoint answers 429 with a plain string (seen from scale-to-zero): it is not a quota.
     if http in (429, 503) and "not yet ready" in message:
-        return NotReady(
-            "the endpoint is scaled to zero or starting", remedy="wait, or give wait_until_ready=SECONDS"
-        )
+        return NotReady(_COLD, remedy=_WAIT)
     if http == 400 and "traffic_split" in message:
         return NotReady("the endpoint has no model with traffic", remedy="deploy a model to it")
     if http == 200:
