@@ -24,13 +24,19 @@ T = TypeVar("T")
 
 FORMAT = 1
 _BUSY_S = 5.0
+"""How long a writer waits for another program; it is in a thread of its own."""
+_READ_BUSY_S = 0.05
+"""A reader may be on the event loop. In WAL it waits for nobody, but for a program that has the whole file."""
 _SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE resource(
-    name TEXT PRIMARY KEY, kind TEXT NOT NULL, parent TEXT NOT NULL, version INTEGER NOT NULL,
-    body TEXT NOT NULL, created TEXT NOT NULL, updated TEXT NOT NULL, place INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX resource_listed ON resource(kind, parent, place);
+    name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, parent TEXT NOT NULL, version INTEGER NOT NULL,
+    body TEXT NOT NULL CHECK (json_valid(body)), created TEXT NOT NULL, updated TEXT NOT NULL,
+    place INTEGER PRIMARY KEY
+) STRICT;
+CREATE INDEX resource_listed ON resource(kind, parent, place, json_extract(body, '$.labels'));
+CREATE INDEX resource_created ON resource(kind, parent, created);
+CREATE INDEX resource_named ON resource(kind, parent, json_extract(body, '$.displayName'));
 CREATE TABLE alias(
     model TEXT NOT NULL, alias TEXT NOT NULL, version TEXT NOT NULL, PRIMARY KEY (model, alias)
 ) STRICT, WITHOUT ROWID;
@@ -44,8 +50,8 @@ CREATE INDEX operation_open ON operation(place) WHERE state <> 'DONE';
 CREATE INDEX operation_of ON operation(resource, place);
 CREATE TABLE deployment(
     endpoint TEXT NOT NULL, id TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, body TEXT NOT NULL,
-    intent TEXT NOT NULL, operation TEXT NOT NULL, last_error TEXT, created TEXT NOT NULL, updated TEXT NOT NULL,
-    PRIMARY KEY (endpoint, id)
+    intent TEXT NOT NULL, operation TEXT NOT NULL, attempts INTEGER NOT NULL, last_error TEXT,
+    created TEXT NOT NULL, updated TEXT NOT NULL, PRIMARY KEY (endpoint, id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX deployment_of ON deployment(model);
 CREATE TABLE counter(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -102,13 +108,16 @@ class Database:
 
     Raises:
         ConfigError: another server has it, it cannot be written, is damaged, of another format or about another
-            project. Nothing is changed then.
+            project. Nothing is changed then. Damage is what SQLite can see, and JSON that is none: a letter in a
+            text that became another is not noticed.
     """
 
     def __init__(self, directory: Path, meta: dict[str, str]) -> None:
         self._writing = threading.RLock()
-        self._readers = threading.local()
-        self._opened: list[sqlite3.Connection] = []
+        self._lending = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        """Readers that nobody uses; there are never more than were used at once."""
+        self._writer: sqlite3.Connection | None = None
         self._file = directory / "state.db"
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -122,8 +131,12 @@ class Database:
         try:
             self._own()
             with _faults():
-                self._writer = self._connect()
-                self._prepare(meta)
+                self._writer = self._connect(_BUSY_S)
+                self._prepare(self._writer)
+            self._compare(meta)
+        except (NotReady, ServerError) as fault:
+            self.close()
+            raise ConfigError(fault.message, field="control-plane", remedy=fault.remedy) from fault
         except BaseException:
             self.close()
             raise
@@ -132,25 +145,30 @@ class Database:
     def writing(self) -> Iterator[Transaction]:
         """A transaction that may change things. One at a time; on the disk when it ends, or not begun.
 
+        A thread that is in one must not begin another: the two could not be taken back apart.
+
         Raises:
-            NotReady: another program holds the file, or the disk is full. Nothing was changed.
+            NotReady: another program holds the file, the disk is full, or the server stops. Nothing was changed.
             ServerError: the file is damaged. Nothing was changed.
         """
         with self._writing, _faults():
-            self._writer.execute("BEGIN IMMEDIATE")
+            writer = self._writer
+            if writer is None:
+                raise _closed()
+            assert not writer.in_transaction, "a transaction inside another"
+            writer.execute("BEGIN IMMEDIATE")
             try:
-                yield Transaction(self._writer)
+                yield Transaction(writer)
                 self._commit()
             except BaseException:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
+                if writer.in_transaction:
+                    writer.execute("ROLLBACK")
                 raise
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         """What was true at one moment; waits for nobody. Raises as ``writing``."""
-        with _faults():
-            connection = self._reader()
+        with _faults(), self._reader() as connection:
             connection.execute("BEGIN")
             try:
                 yield Transaction(connection)
@@ -163,15 +181,21 @@ class Database:
             return work(transaction)
 
     def close(self) -> None:
-        """Give the file back. No other thread may be using it."""
-        for connection in self._opened:
-            connection.close()
-        self._opened.clear()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        """Give the file back, when what is being written is on the disk. Calls that come later are refused."""
+        with self._writing:
+            with self._lending:
+                connections, self._idle = self._idle, []
+                if self._writer is not None:
+                    connections.append(self._writer)
+                    self._writer = None
+            for connection in connections:
+                connection.close()
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
 
     def _commit(self) -> None:
+        assert self._writer is not None
         self._writer.execute("COMMIT")
 
     def _own(self) -> None:
@@ -182,39 +206,63 @@ class Database:
                 "another server has this state", field="control-plane", remedy="stop it, or give another directory"
             ) from fault
 
-    def _connect(self) -> sqlite3.Connection:
-        # Threads use connections one after another: the writer under its lock, a reader in its own thread alone.
+    def _connect(self, timeout_s: float) -> sqlite3.Connection:
+        # Threads use connections one after another: the writer under its lock, a reader as long as it is lent.
         connection = sqlite3.connect(
-            self._file, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=256
+            self._file, timeout=timeout_s, isolation_level=None, check_same_thread=False, cached_statements=256
         )
-        self._opened.append(connection)
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA synchronous=FULL")
+        try:
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA synchronous=FULL")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
-    def _reader(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._readers, "connection", None)
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        with self._lending:
+            if self._writer is None:
+                raise _closed()
+            connection = self._idle.pop() if self._idle else None
         if connection is None:
-            connection = self._readers.connection = self._connect()
+            connection = self._connect(_READ_BUSY_S)
             connection.execute("PRAGMA query_only=ON")
-        return connection
+        try:
+            yield connection
+        finally:
+            with self._lending:
+                lasting = self._writer is not None and not connection.in_transaction
+                if lasting:
+                    self._idle.append(connection)
+            if not lasting:
+                connection.close()
 
-    def _prepare(self, meta: dict[str, str]) -> None:
-        writer = self._writer
+    def _prepare(self, writer: sqlite3.Connection) -> None:
         (found,) = writer.execute("PRAGMA user_version").fetchone()
-        if found == 0 and not writer.execute("SELECT 1 FROM sqlite_master").fetchone():
-            os.chmod(self._file, 0o600)
-            writer.execute("PRAGMA journal_mode=WAL")
-            writer.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={FORMAT};COMMIT")
-        elif found != FORMAT:
+        fresh = found == 0 and not writer.execute("SELECT 1 FROM sqlite_master").fetchone()
+        if not fresh and found != FORMAT:
             raise ConfigError(
                 f"the state has format {found} and this medport reads {FORMAT}",
                 field="control-plane",
                 remedy="use the medport that wrote it, or another directory",
             )
-        (said,) = writer.execute("PRAGMA quick_check(1)").fetchone()
+        if fresh:
+            os.chmod(self._file, 0o600)
+        (mode,) = writer.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode != "wal":
+            raise ConfigError(
+                "the file system of the directory has no shared memory, which SQLite's WAL needs",
+                field="control-plane",
+                remedy="give a directory on a local disk",
+            )
+        if fresh:
+            writer.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={FORMAT};COMMIT")
+        (said,) = writer.execute("PRAGMA integrity_check(1)").fetchone()
         if said != "ok":
             raise sqlite3.DatabaseError(said)
+
+    def _compare(self, meta: dict[str, str]) -> None:
         with self.writing() as transaction:
             for key, value in meta.items():
                 row = transaction.one("SELECT value FROM meta WHERE key = ?", key)
@@ -226,6 +274,10 @@ class Database:
                         field=key,
                         remedy=f"give --{key} {row['value']!s:.80}, or another directory",
                     )
+
+
+def _closed() -> NotReady:
+    return NotReady("the server is stopping", remedy="try again when it has started", retry_after_s=5)
 
 
 @contextmanager

@@ -37,6 +37,9 @@ RPC_CODES: Mapping[str, int] = {
     "UNAUTHENTICATED": 16,
 }  # fmt: skip
 """google.rpc.Code."""
+KEPT = 10_000
+"""Operations that are done are asked for within minutes; without an end they would fill the disk."""
+_FORGET_EVERY = 100
 _TYPE = "type.googleapis.com/google.cloud.aiplatform"
 _EMPTY = "type.googleapis.com/google.protobuf.Empty"
 
@@ -51,6 +54,8 @@ class Kind:
     """Message without package, such as ``DeployModelOperationMetadata``."""
     response: str | None
     """Message without package; ``None``: google.protobuf.Empty."""
+    staged: bool = True
+    """Whether its metadata has a ``deploymentStage``. Google's client refuses a field that the message lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +95,17 @@ class Operation:
 
 
 class Operations:
-    """The operations of one server, and the quick ones' doing."""
+    """The operations of one server, and the quick ones' doing.
 
-    def __init__(self, database: Database, *, slow: Callable[[str], float] = lambda kind: 0.0) -> None:
+    Args:
+        kept: those that are done are forgotten once so many others were begun.
+    """
+
+    def __init__(
+        self, database: Database, *, slow: Callable[[str], float] = lambda kind: 0.0, kept: int = KEPT
+    ) -> None:
         self._database = database
+        self._kept = kept
         self._slow = slow
         """Seconds by which an operation of a kind is held up: a rehearsal's wish (see ``faults``)."""
         self._kinds: dict[str, Kind] = {}
@@ -124,20 +136,24 @@ class Operations:
         return await asyncio.to_thread(self._perform, ask, kind, resource, request, metadata or {})
 
     def _perform(self, ask: Ask, kind: Kind, resource: str, request: Json, metadata: Json) -> Json:
-        apply, slow_s = self._applies[kind.name], self._slow(kind.name)
+        apply, later = self._applies[kind.name], self.held_up(kind)
         with self._database.writing() as transaction:
-            if slow_s:
+            if later:
                 with transaction.rehearsal():
                     apply(transaction, request)
-                later = rfc3339(datetime.now(UTC) + timedelta(seconds=slow_s))
                 begun = self.begin(transaction, ask, kind, resource, request, metadata, not_before=later)
             else:
                 response = apply(transaction, request)
                 begun = self.begin(transaction, ask, kind, resource, request, metadata)
                 begun = self.finish(transaction, begun.name, response)
-        if slow_s:
+        if later:
             self.woken()
         return begun.shown()
+
+    def held_up(self, kind: Kind) -> str | None:
+        """The ``not_before`` of an operation that is begun at this moment; counts as a hit of the fault."""
+        slow_s = self._slow(kind.name)
+        return rfc3339(datetime.now(UTC) + timedelta(seconds=slow_s)) if slow_s else None
 
     def begin(
         self,
@@ -157,8 +173,10 @@ class Operations:
         """
         # As long as Vertex's own, and growing.
         number = 10**18 + transaction.next("operation")
+        if number % _FORGET_EVERY == 0:
+            transaction.run("DELETE FROM operation WHERE state = 'DONE' AND place <= ?", number - self._kept)
         now = stamp()
-        shown = {"@type": f"{_TYPE}.{ask.api}.{kind.metadata}", **(metadata or {})}
+        shown = {"@type": f"{_TYPE}.{ask.api}.{kind.metadata}", **_told(kind, metadata)}
         name = f"{resource}/operations/{number}"
         transaction.run(
             "INSERT INTO operation VALUES (?, ?, ?, ?, ?, 'PENDING', '', ?, ?, NULL, NULL, ?, ?, 0, ?, ?, ?)",
@@ -168,8 +186,8 @@ class Operations:
         return get(transaction, name)
 
     def finish(self, transaction: Transaction, name: str, response: Json) -> Operation:
-        """It is done; in the transaction that makes it true."""
-        operation = get(transaction, name)
+        """It is done, once and for all; in the transaction that makes it true."""
+        operation = _going_on(transaction, name)
         message = self._kinds[operation.kind].response
         typed = (
             {"@type": _EMPTY} if message is None else {"@type": f"{_TYPE}.{operation.api}.{message}", **response}
@@ -188,6 +206,7 @@ class Operations:
         Args:
             code: google.rpc.Code; the one of the error's class if it is not given.
         """
+        _going_on(transaction, name)
         said = {"code": code or RPC_CODES.get(row_of(error).status, 2), "message": str(error)}
         transaction.run(
             "UPDATE operation SET state = 'DONE', error = ?, updated = ? WHERE name = ?",
@@ -201,10 +220,10 @@ class Operations:
         self, transaction: Transaction, name: str, step: str, metadata: Mapping[str, Any] | None = None
     ) -> None:
         """Note how far a worker is; ``metadata`` is merged into what callers see."""
-        operation = get(transaction, name)
+        operation = _going_on(transaction, name)
         transaction.run(
             "UPDATE operation SET state = 'RUNNING', step = ?, metadata = ?, updated = ? WHERE name = ?",
-            step, _dump({**operation.metadata, **(metadata or {})}), stamp(), name,
+            step, _dump({**operation.metadata, **_told(self._kinds[operation.kind], metadata)}), stamp(), name,
         )  # fmt: skip
 
 
@@ -218,6 +237,12 @@ def get(transaction: Transaction, name: str) -> Operation:
     """One operation that is known to be there."""
     operation = find(transaction, name)
     assert operation is not None, name
+    return operation
+
+
+def _going_on(transaction: Transaction, name: str) -> Operation:
+    operation = get(transaction, name)
+    assert operation.state != "DONE", name
     return operation
 
 
@@ -241,6 +266,14 @@ def of_row(row: Row) -> Operation:
         created=row["created"],
         updated=row["updated"],
     )
+
+
+def _told(kind: Kind, metadata: Mapping[str, Any] | None) -> Json:
+    """What an operation of a kind tells of itself."""
+    told = dict(metadata or {})
+    if not kind.staged:
+        told.pop("deploymentStage", None)
+    return told
 
 
 def _dump(value: object) -> str:

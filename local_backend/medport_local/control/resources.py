@@ -135,6 +135,13 @@ class Resources:
         shown = [self._endpoint(each) for each in self._deployed.values() if _fits(each, project, location)]
         return {"endpoints": [each for each in shown if all(term(each) for term in terms)]}
 
+    def models(self, project: str, location: str, wanted: str = "") -> dict[str, Any]:
+        """The Models of a project and location, each in its only version; as ``endpoints``."""
+        terms = [_term(found) for found in filter_terms(wanted, _TERM, remedy=_TERMS)]
+        fitting = [each for each in self._deployed.values() if _fits(each, project, location)]
+        shown = [self.model(each.project, each.location, each.endpoint_id) for each in fitting]
+        return {"models": [each for each in shown if all(term(each) for term in terms)]}
+
     def model(self, project: str, location: str, model: str, version: str | None = None) -> dict[str, Any]:
         """One Model version; the only one if ``version`` is not given.
 
@@ -207,12 +214,12 @@ def _adapters(key: str, deployed: Deployed) -> dict[str, str]:
 
 
 _TERM = re.compile(
-    r"""(?:(?P<key>endpoint|name|display_name|displayName|labels\.(?P<label>[a-z0-9_-]{1,63}))
+    r"""(?:(?P<key>endpoint|model|name|display_name|displayName|labels\.(?P<label>[a-z0-9_-]{1,63}))
         \s*=\s*(?P<quote>["']?)(?P<value>[^"'\s]*)(?P=quote)
         |labels[.:](?P<has>[a-z0-9_-]{1,63})(?::\*)?)""",
     re.VERBOSE,
 )
-_TERMS = 'use display_name="X", endpoint="ID", labels.KEY="VALUE" or labels.KEY:*, joined by AND'
+_TERMS = 'use display_name="X", name="ID", labels.KEY="VALUE" or labels.KEY:*, joined by AND'
 
 
 def _term(found: re.Match[str]) -> Callable[[Mapping[str, Any]], bool]:
@@ -221,7 +228,7 @@ def _term(found: re.Match[str]) -> Callable[[Mapping[str, Any]], bool]:
         return lambda shown: found["has"] in shown["labels"]
     if found["label"]:
         return lambda shown: shown["labels"].get(found["label"]) == value
-    if found["key"] in ("endpoint", "name"):
+    if found["key"] in ("endpoint", "model", "name"):
         return lambda shown: value in (shown["name"], shown["name"].rpartition("/")[2])
     return lambda shown: shown["displayName"] == value
 

@@ -1,4 +1,6 @@
-"""The writer of the audit log: one line for each request that reached a model. Form and checks are in ``chain``.
+"""The writer of the audit log: one line for each request that reached a model, two for each that changes things.
+
+Form and checks are in ``chain``.
 
 A line goes to the operating system before the last byte of its answer goes to the caller, and to the disk within
 a second: a crash of the program loses none, a power cut at most those of the last second. Before a stream begins

@@ -7,14 +7,16 @@ temporary directory.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote
@@ -29,6 +31,8 @@ MAX_FILES = 100_000
 SHARD_ROWS = 5000
 SHARD_BYTES = 32 * 1024 * 1024
 """Of the rows as they came. With ``SHARD_ROWS`` it is what a job holds in memory at most for a bucket."""
+_PART = ".part-"
+"""Begins the name of a file that is being written."""
 _BLOCK_ROWS, _BLOCK_BYTES = 256, 4 * 1024 * 1024
 
 Line = bytes | None
@@ -41,6 +45,16 @@ class Output(Protocol):
     def write(self, data: bytes) -> None: ...
     def commit(self) -> None: ...
     def discard(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one reading of the input tells."""
+
+    rows: list[int]
+    """How many each file of results is to have."""
+    digest: str
+    """Of all rows in their order: the same input gives the same."""
 
 
 class BatchFiles:
@@ -72,25 +86,27 @@ class BatchFiles:
             raise InputError("holds a *", field=WRITE, remedy="name one directory")
         self._check(f"{prefix}/x", WRITE)
 
-    def plan(self, uris: Sequence[str], stopped: Callable[[], bool]) -> list[int]:
-        """How many rows each file of results is to have. Reads everything once.
+    def plan(self, uris: Sequence[str], stopped: Callable[[], bool]) -> Plan:
+        """How the results will be cut into files. Reads everything once, or until ``stopped``.
 
         Raises:
             InputError: a file is missing, too large or not allowed.
         """
         shards: list[int] = []
+        digest = hashlib.blake2b(digest_size=32)
         size = 0
         for line in self.rows(uris):
             if stopped():
                 break
+            digest.update(b"\n" if line is None else b"%d\n%b" % (len(line), line))
             size += len(line or b"")
             if not shards or shards[-1] >= SHARD_ROWS or size > SHARD_BYTES:
                 shards.append(0)
                 size = len(line or b"")
             shards[-1] += 1
-        return shards
+        return Plan(shards, digest.hexdigest())
 
-    def rows(self, uris: Sequence[str]) -> Iterator[Line]:
+    def rows(self, uris: Sequence[str]) -> Generator[Line, None, None]:
         """The lines of every file in order, blank ones left out.
 
         ``*`` in an address stands for any part of a name within a folder, ``**`` for any part across folders.
@@ -105,10 +121,31 @@ class BatchFiles:
                         yield from _lines(file)
 
     def make(self, folder: str) -> None:
-        """Make a local folder, so that a job that cannot write fails before its first row."""
+        """Make a local folder, so that a job that cannot write fails before its first row.
+
+        One that is there already is the same job's: what it had not finished in it is removed.
+        """
         if not _is_bucket(folder):
             with _told_of(folder, WRITE), _os_faults("cannot be made", WRITE):
-                self._inside(folder, WRITE).mkdir(parents=True, exist_ok=True)
+                place = self._inside(folder, WRITE)
+                place.mkdir(parents=True, exist_ok=True)
+                for left in place.glob(f"{_PART}*"):
+                    left.unlink(missing_ok=True)
+
+    def lines_of(self, name: str) -> list[Line] | None:
+        """The lines of a file that was written; ``None`` if there is none.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        with _told_of(name, WRITE):
+            if _is_bucket(name):
+                if name not in self._fetcher.gcs_list(name, field=WRITE):
+                    return None
+            elif not self._inside(name, WRITE).exists():
+                return None
+            with self._opened(name, WRITE) as file:
+                return list(_lines(file))
 
     def output(self, name: str) -> Output:
         """A new file.
@@ -188,12 +225,19 @@ def take(rows: Iterator[Line]) -> list[Line]:
     return block
 
 
+def skip(rows: Iterator[Line], count: int, stopped: Callable[[], bool]) -> None:
+    """Pass over some rows, or until ``stopped``."""
+    for _ in itertools.islice(rows, count):
+        if stopped():
+            return
+
+
 class _Local:
     """Written beside its place, so that renaming cannot cross file systems."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._part = path.parent / f".part-{secrets.token_hex(8)}"
+        self._part = path.parent / f"{_PART}{secrets.token_hex(8)}"
         with _os_faults("cannot be written", WRITE):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._part.open("xb")
@@ -208,6 +252,12 @@ class _Local:
             os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._part, self._path)
+            # The name too: who is told that a file is whole finds it after a power cut.
+            folder = os.open(self._path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     def discard(self) -> None:
         with suppress(OSError):  # a full disk fails the last write again

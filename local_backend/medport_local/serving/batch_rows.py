@@ -87,7 +87,15 @@ async def answer(
         error = ServerError("the server failed", remedy="see its log")
     row = row_of(error)
     said = {"code": row.http, "message": str(error), "status": row.status}
-    return Answered(_line(given, error=said), row.status)
+    return Answered(_line(given, error=said, row=number), row.status)
+
+
+def status_of(line: bytes | None) -> str:
+    """The status of a line of errors that was written."""
+    try:
+        return str(orjson.loads(line or b"")["error"]["status"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return "UNKNOWN"
 
 
 def _read(number: int, line: bytes | None) -> Mapping[str, object]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from starlette.responses import Response
 
@@ -26,8 +26,7 @@ from medport.wire.chat import (
     ChunkDelta,
     Usage,
 )
-from medport_local.engine.codecs import PixelValues
-from medport_local.engine.engine import Engine
+from medport_local.engine.protocol import Engine
 from medport_local.engine.sequence import Event, FinishReason
 from medport_local.serving import generate, raw
 from medport_local.serving.endpoints import Served
@@ -37,6 +36,9 @@ from medport_local.serving.outcome import Asking
 from medport_local.serving.raw import RawRequest
 from medport_local.serving.sources import codec_of, image_values
 from medport_local.serving.together import together
+
+if TYPE_CHECKING:
+    from medport_local.engine.codecs import PixelValues
 
 Asked: TypeAlias = ChatRequest | RawRequest
 

@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from starlette.responses import PlainTextResponse, Response
 
 from medport.errors import InputError, MedportError, NotFound, ServerError, row_of
-from medport_local.engine.embedder import Embedder
-from medport_local.engine.engine import Engine
 from medport_local.serving import chat, dicom, embed, openai
 from medport_local.serving.endpoints import Served
 from medport_local.serving.exchange import JSON, Events, Exchange, error_response
@@ -32,8 +30,8 @@ async def invoked(exchange: Exchange, served: Served, path: str) -> Response | E
         return await raw_predict(exchange, served, streaming=True)
     if method == "POST" and path in _CHAT_PATHS:
         return await completions(exchange, served)
-    if method == "POST" and path == "v1/embeddings" and isinstance(served.engine, Embedder):
-        return JSON(await openai.embeddings(exchange, served, served.engine, await exchange.json()))
+    if method == "POST" and path == "v1/embeddings" and served.embedder is not None:
+        return JSON(await openai.embeddings(exchange, served, served.embedder, await exchange.json()))
     if method == "GET" and path == "v1/models":
         return JSON(openai.models({served.endpoint_id: served}))
     if method == "GET" and path in HEALTH_PATHS:
@@ -41,9 +39,9 @@ async def invoked(exchange: Exchange, served: Served, path: str) -> Response | E
     raise NotFound("the container has no such path", remedy="see the list of routes in the documentation")
 
 
-def health(served: list[Served]) -> Response:
+def health(served: Iterable[Served], *, ready: bool = True) -> Response:
     """``ok`` while every engine takes requests, as the containers answer Vertex's probes."""
-    well = bool(served) and all(each.engine.healthy for each in served)
+    well = ready and all(each.engine.healthy for each in served)
     return PlainTextResponse("ok" if well else "not ok", status_code=200 if well else 503)
 
 
@@ -56,18 +54,19 @@ async def predict(exchange: Asking, served: Served, body: Mapping[str, object]) 
         raise InputError("parameters are not taken", field="parameters", remedy="put them into each instance")
     if not instances:
         return {"predictions": []}
-    most = served.engine.limits.max_pending if isinstance(served.engine, Embedder) else MAX_CHATS
+    embedder = served.embedder
+    most = MAX_CHATS if embedder is None else embedder.limits.max_pending
     if len(instances) > most:
         raise InputError(
             f"{len(instances)} instances, and this server takes {most} in a request",
             field="instances",
             remedy="send several requests",
         )
-    if isinstance(served.engine, Embedder):
-        return await embed.predict(exchange, served, served.engine, instances)
+    if embedder is not None:
+        return await embed.predict(exchange, served, embedder, instances)
     if served.dialect == "dicom":
-        return await dicom.predict(exchange, served, served.engine, instances)
-    return await chat.predict(exchange, served, served.engine, instances)
+        return await dicom.predict(exchange, served, served.generator, instances)
+    return await chat.predict(exchange, served, served.generator, instances)
 
 
 async def raw_predict(exchange: Exchange, served: Served, *, streaming: bool) -> Response | Events:
@@ -75,9 +74,9 @@ async def raw_predict(exchange: Exchange, served: Served, *, streaming: bool) ->
     if served.dialect != "vllm":
         exchange.render_error = plain_error
     body = await exchange.json(limit=served.bounds.max_body_bytes)
-    if isinstance(served.engine, Embedder):
+    if served.embedder is not None:
         return JSON(await predict(exchange, served, body))
-    engine: Engine = served.engine
+    engine = served.generator
     if served.dialect == "dicom":
         wrapped = "instances" in body
         answer = predict(exchange, served, body) if wrapped else dicom.bare(exchange, served, engine, body)
@@ -100,11 +99,11 @@ async def completions(exchange: Exchange, served: Served) -> Response | Events:
 
 async def chat_of(exchange: Exchange, served: Served, body: Mapping[str, object]) -> Response | Events:
     """The answer to a bare chat request that has been read."""
-    if isinstance(served.engine, Embedder):
+    if served.embedder is not None:
         raise NotFound("this endpoint serves embeddings, not chat", remedy="POST to its :predict")
     if served.dialect == "dicom":
-        return JSON(await dicom.bare(exchange, served, served.engine, body))
-    return await chat.completions(exchange, served, served.engine, body)
+        return JSON(await dicom.bare(exchange, served, served.generator, body))
+    return await chat.completions(exchange, served, served.generator, body)
 
 
 def plain_error(error: MedportError) -> Response:

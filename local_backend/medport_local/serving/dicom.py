@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from medport.errors import InputError
 from medport.wire import chat as wire
@@ -29,8 +29,7 @@ from medport.wire.dicom_chat import (
     normalised,
     region_of,
 )
-from medport_local.engine.codecs import PixelValues
-from medport_local.engine.engine import Engine
+from medport_local.engine.protocol import Engine
 from medport_local.serving import generate, regions
 from medport_local.serving.chat import check_size
 from medport_local.serving.endpoints import Served
@@ -38,6 +37,9 @@ from medport_local.serving.generate import Job
 from medport_local.serving.outcome import Asking
 from medport_local.serving.sources import codec_of, pixel_values, read_url
 from medport_local.serving.together import together
+
+if TYPE_CHECKING:
+    from medport_local.engine.codecs import PixelValues
 
 MODEL_NAME = "placeholder"
 """What the reference container writes there, and what its readers have learnt not to read."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,15 @@ from medport.errors import DicomError, ImageError, InputError, MedportError
 from medport.wire import checked
 from medport.wire.embed import Code, EmbedImage, EmbedInstance, ItemError
 from medport.wire.regions import Patch
-from medport_local.engine.codecs import ImageCodec, PixelValues
-from medport_local.engine.embedder import Embedder
 from medport_local.serving import regions
 from medport_local.serving.endpoints import Served
 from medport_local.serving.outcome import Asking
 from medport_local.serving.sources import image_values, pixel_values, read_url
 from medport_local.serving.together import together
+
+if TYPE_CHECKING:
+    from medport_local.engine.codecs import ImageCodec, PixelValues
+    from medport_local.engine.embedder import Embedder
 
 Body: TypeAlias = dict[str, object]
 MAX_KEYS = 64

@@ -7,16 +7,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from medport.errors import NotFound
 from medport.images import Limits
 from medport.wire.vertex import ADAPTER_HEADER, DEPLOYED_MODEL_HEADER, MODEL_HEADER, MODEL_VERSION_HEADER, Pins
-from medport_local.engine.adapters import parse_model
-from medport_local.engine.embedder import Embedder
-from medport_local.engine.engine import Engine
+from medport_local.engine.adapter_names import parse_model
+from medport_local.engine.protocol import Engine
 from medport_local.serving.fetch import Fetcher
 from medport_local.serving.outcome import Asking, Facts
+
+if TYPE_CHECKING:
+    from medport_local.engine.embedder import Embedder
 
 T = TypeVar("T")
 
@@ -87,6 +89,20 @@ class Served:
     """Whether one instance is answered by a list of one, as a batch job needs it."""
     since: int = 0
     """Unix time of the deployment."""
+    resource_display_name: str = ""
+    """Of the Model resource; the model id where it has none of its own."""
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """The engine if it embeds, ``None`` if it generates text."""
+        # By the dialect, and not by the class: that would load torch before there is an engine.
+        return cast("Embedder", self.engine) if self.dialect == "medsiglip" else None
+
+    @property
+    def generator(self) -> Engine:
+        """The engine of one that generates text."""
+        assert self.dialect != "medsiglip"
+        return cast("Engine", self.engine)
 
     def headers(self) -> dict[str, str]:
         """What a data-plane answer carries: as Vertex does on raw predictions, and which bytes gave it."""
@@ -137,7 +153,7 @@ class Served:
             **body,
             "deployedModelId": self.deployed_model_id,
             "model": self.model,
-            "modelDisplayName": self.model_display_name,
+            "modelDisplayName": self.resource_display_name or self.model_display_name,
             "modelVersionId": self.model_version_id,
         }
 
@@ -147,4 +163,5 @@ class Directory(Protocol):
 
     def endpoint(self, project: str, location: str, endpoint: str) -> Mapping[str, Any]: ...
     def endpoints(self, project: str, location: str, wanted: str = "") -> Mapping[str, Any]: ...
+    def models(self, project: str, location: str, wanted: str = "") -> Mapping[str, Any]: ...
     def model(self, project: str, location: str, model: str, version: str | None = None) -> Mapping[str, Any]: ...

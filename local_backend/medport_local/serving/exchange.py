@@ -12,23 +12,24 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import orjson
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from medport.errors import InputError, MedportError, NotFound, ServerError, Timeout, row_of
 from medport.wire import sse
-from medport.wire.vertex import error_body
+from medport.wire.vertex import COLD_START, ColdStart, error_body
 from medport_local.serving import guard as guards
 from medport_local.serving.guard import Guard
-from medport_local.serving.keys import ANYONE, Action, Principal
+from medport_local.serving.identity import ANYONE, Principal
 from medport_local.serving.lifecycle import Lifecycle
 from medport_local.serving.outcome import Facts
+from medport_local.serving.verbs import Action
 from medport_local.serving.visit import CLIENT_CLOSED, Visit, feed
 
 T = TypeVar("T")
@@ -51,6 +52,10 @@ class JSON(Response):
 
 def error_response(error: MedportError) -> Response:
     """The envelope and status of an error."""
+    if isinstance(error, ColdStart):
+        return PlainTextResponse(
+            COLD_START, status_code=429
+        )  # Vertex's own: no envelope, and not its usual status
     response = JSON(error_body(error), status_code=row_of(error).http)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
@@ -86,6 +91,8 @@ class Exchange:
     """Something of the body may still be on its way: the connection cannot be used again."""
     scope_checked: bool = False
     """Whether anyone asked if the key is for what the request is about."""
+    held: ExitStack = field(default_factory=ExitStack)
+    """What is given back when the request is over, however it ends, its stream included."""
 
     @property
     def tenant(self) -> str:
@@ -213,10 +220,20 @@ class Door:
         template: the route's path with its parameters' names; the only form in which a path is logged.
         action: what the key must be allowed; ``None`` needs no key, and is for health alone.
         guard: the server's own; ``None`` lets everyone in and tells nobody.
+        verb: Google's name of the permission; a key that has it needs no action.
     """
 
-    def __init__(self, template: str, handler: Handler, action: Action | None, guard: Guard | None = None) -> None:
+    def __init__(
+        self,
+        template: str,
+        handler: Handler,
+        action: Action | None,
+        guard: Guard | None = None,
+        *,
+        verb: str = "",
+    ) -> None:
         self.action: Action | None = action
+        self._verb = verb
         self._template = template
         self._handler = handler
         self._guard = guard or Guard()
@@ -224,14 +241,15 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         exchange = Exchange(scope, receive, headers, guards.request_id(headers), lifecycle=self._guard.lifecycle)
-        visit = Visit(self._guard, self.action, self._template, exchange, send)
+        visit = Visit(self._guard, self.action, self._template, exchange, send, verb=self._verb)
         try:
             await self._answer(exchange, visit)
         except asyncio.CancelledError:
             visit.status = visit.status or CLIENT_CLOSED
             raise
         finally:
-            visit.end()
+            with exchange.held:
+                visit.end()
 
     async def _answer(self, exchange: Exchange, visit: Visit) -> None:
         answer: Response | Events

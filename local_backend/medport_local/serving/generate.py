@@ -28,14 +28,14 @@ from medport.wire.chat import (
     Usage,
 )
 from medport_local.engine import sequence
-from medport_local.engine.codecs import PixelValues
-from medport_local.engine.engine import Engine, Handle
+from medport_local.engine.protocol import Engine, Handle
 from medport_local.engine.reuse import image_digest
 from medport_local.engine.sequence import Event, FinishReason, GenerationRequest, Sampling
 from medport_local.serving.outcome import Asking, Facts
 from medport_local.serving.together import together
 
 if TYPE_CHECKING:
+    from medport_local.engine.codecs import PixelValues
     from medport_local.engine.grammar import Grammar
 
 

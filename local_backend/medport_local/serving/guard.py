@@ -1,7 +1,7 @@
 """What stands at every door: who may come in, how much they may bring, how long they may take.
 
-Each route of the table names its action; ``None`` is open and stands for health alone. A key is checked by the
-door of the route itself, never by looking at a URL or a Host header.
+Each route of the table names its action; ``None`` is open and stands for health, and for the one that gives
+tokens. A key is checked by the door of the route itself, never by looking at a URL or a Host header.
 """
 
 from __future__ import annotations
@@ -16,29 +16,15 @@ from dataclasses import dataclass, field
 import orjson
 from starlette.types import Message, Receive, Scope
 
-from medport.errors import InputError, RequestTooLarge
+from medport.errors import AuthError, InputError, RequestTooLarge
 from medport.wire.vertex import REQUEST_ID_HEADER, TIMEOUT_HEADER
 from medport_local.serving.audit import AuditLog
-from medport_local.serving.keys import ACTIONS, ANYONE, Action, KeyRing, Principal
+from medport_local.serving.identity import Principal
+from medport_local.serving.keyring import KeyRing
 from medport_local.serving.lifecycle import Lifecycle
 from medport_local.serving.limits import Limiter
 from medport_local.serving.outcome import Observer
-
-__all__ = [
-    "ACTIONS",
-    "ANYONE",
-    "MAX_BODY_BYTES",
-    "MAX_HEAD_BYTES",
-    "Action",
-    "Guard",
-    "Headers",
-    "Principal",
-    "check_head",
-    "parse_json",
-    "read_body",
-    "request_id",
-    "timeout_s",
-]
+from medport_local.serving.verbs import CHANGES, Action
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 """10 MiB: Vertex says 10 MB for a dedicated endpoint; what fits there fits here."""
@@ -54,9 +40,12 @@ MIN_BYTES_PER_S = 4096
 _DRAIN_BYTES = 8 * MAX_BODY_BYTES
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:~-]{1,128}")
 _MAX_TIMEOUT_S = 24 * 3600.0
+_IN_QUERY = re.compile(rb"(?:^|&)(?:key|access_token)=")
 
 Headers = Mapping[str, str]
 """Names in lower case."""
+AUDITED: frozenset[str] = CHANGES | {"infer"}
+"""The actions that the audit log tells of, and that count against a key's rate."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -70,31 +59,39 @@ class Guard:
     observers: tuple[Observer, ...] = ()
     """Each is told of every request when it is over."""
 
-    def admit(
-        self, headers: Headers, action: Action, endpoint: str | None
-    ) -> tuple[Principal, Callable[[], None]]:
-        """Let a request in. Cheap, and nothing is read of the body.
-
-        Returns:
-            who asks, and what to call when the request is over.
+    def identify(self, headers: Headers, query: bytes) -> Principal:
+        """Who asks.
 
         Raises:
-            NotReady: the server is stopping, or the audit log cannot be written.
-            AuthError: the key is missing, unknown or expired.
-            Forbidden: the key is not for this action or endpoint.
-            QuotaExceeded: the key has used up its rate, or all of its places.
+            NotReady: the server is stopping.
+            AuthError: the key or token is missing, unknown or expired.
+            Forbidden: the token is good, and for something else.
         """
         self.lifecycle.check()
-        principal = self.keys.identify(_token(headers))
-        principal.check_action(action)
-        if endpoint is not None:
-            principal.check_model(endpoint)
-        if action != "infer":
+        token = _token(headers)
+        if not token and self.keys.guarded and _IN_QUERY.search(query):
+            raise AuthError(
+                "keys are not taken from a URL, because URLs end up in logs",
+                remedy="take that one for known to others, and send a new one in a header: x-goog-api-key",
+            )
+        return self.keys.identify(token)
+
+    def admit(self, principal: Principal, action: Action) -> Callable[[], None]:
+        """Let somebody in who may do what they ask. Cheap, and nothing is read of the body.
+
+        Returns:
+            what to call when the request is over.
+
+        Raises:
+            NotReady: the audit log cannot be written.
+            QuotaExceeded: the key has used up its rate, or all of its places.
+        """
+        if action not in AUDITED:
             # Looking at resources is cheap and is done by clients on their own: it costs nobody their rate.
-            return principal, _nothing
+            return _nothing
         if self.audit is not None:
             self.audit.check()
-        return principal, self.limiter.enter(principal.name, principal.rate, principal.concurrent)
+        return self.limiter.enter(principal.name, principal.rate, principal.concurrent)
 
 
 def check_head(scope: Scope) -> None:

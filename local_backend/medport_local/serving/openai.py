@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,13 @@ from pydantic import ConfigDict, Field
 
 from medport.errors import InputError, NotFound
 from medport.wire import Deferred, Whole, checked
-from medport_local.engine.adapters import parse_model
-from medport_local.engine.embedder import Embedder
+from medport_local.engine.adapter_names import parse_model
 from medport_local.serving import embed
 from medport_local.serving.endpoints import Served
 from medport_local.serving.exchange import Exchange
+
+if TYPE_CHECKING:
+    from medport_local.engine.embedder import Embedder
 
 _STAND_INS = frozenset(("", "dummy", "tgi", "default"))
 Kind = Literal["chat", "embeddings"]
@@ -59,6 +61,11 @@ class EmbeddingsRequest(Deferred):
 ImageInput.model_rebuild()
 
 
+def of_kind(served: Mapping[str, Served], kind: Kind) -> list[Served]:
+    """Those that answer that kind of call."""
+    return [each for each in served.values() if (each.embedder is not None) == (kind == "embeddings")]
+
+
 def chosen(served: Mapping[str, Served], model: object, kind: Kind) -> Served:
     """The endpoint that ``model`` names.
 
@@ -68,7 +75,7 @@ def chosen(served: Mapping[str, Served], model: object, kind: Kind) -> Served:
     """
     if model is not None and not isinstance(model, str):
         raise InputError("is not a text", field="model", remedy="give a model id, or leave it out")
-    candidates = [each for each in served.values() if isinstance(each.engine, Embedder) == (kind == "embeddings")]
+    candidates = of_kind(served, kind)
     asked = (model or "").strip()
     name = asked if "://" in asked else parse_model(asked)[0]
     if name in _STAND_INS or "://" in name:

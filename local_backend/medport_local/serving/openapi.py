@@ -9,31 +9,23 @@ import functools
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 from starlette.responses import Response
 
 from medport import errors
-from medport.wire.chat import REQUEST_FORMAT, ChatChunk, ChatReply, ChatRequest
-from medport.wire.dicom_chat import DicomChatRequest
-from medport.wire.embed import EmbedInstance
 from medport.wire.vertex import (
     DEPLOYED_MODEL_HEADER,
     MODEL_HEADER,
     MODEL_VERSION_HEADER,
+    NOTICE_HEADER,
     PIN_HEADERS,
     REQUEST_ID_HEADER,
     TIMEOUT_HEADER,
-    EndpointList,
-    EndpointResource,
-    ModelResource,
 )
-from medport_local.serving import container, replies
-from medport_local.serving.batch_jobs import JobRequest
-from medport_local.serving.openai import EmbeddingsRequest
+from medport_local.serving import schemas
 from medport_local.serving.operations import (
     ASKING_THE_CONTAINER,
     EVENTS,
@@ -43,12 +35,13 @@ from medport_local.serving.operations import (
     OPENMETRICS,
     OPERATIONS,
     PATH_PARAMETERS,
+    QUERY_PARAMETERS,
     TAGS,
     TEXT,
     Json,
     Operation,
 )
-from medport_local.serving.raw import RawRequest
+from medport_local.serving.schemas import any_of, pointer
 
 if TYPE_CHECKING:
     from medport_local.serving.exchange import Exchange
@@ -56,42 +49,6 @@ if TYPE_CHECKING:
 
 VERSION = "3.1.1"
 PATH = "/openapi.json"
-_SCHEMAS = "#/components/schemas/"
-
-_REQUESTS: tuple[type[BaseModel], ...] = (
-    ChatRequest,
-    RawRequest,
-    DicomChatRequest,
-    EmbedInstance,
-    EmbeddingsRequest,
-    JobRequest,
-)
-_REPLIES: tuple[type[BaseModel], ...] = (
-    ChatReply,
-    ChatChunk,
-    EndpointList,
-    EndpointResource,
-    ModelResource,
-    replies.ErrorReply,
-    replies.PlainError,
-    replies.DicomError,
-    replies.ChatPredictions,
-    replies.RawPredictions,
-    replies.EmbedPredictions,
-    replies.TooMany,
-    replies.ChatPredictReply,
-    replies.RawPredictReply,
-    replies.EmbedPredictReply,
-    replies.ErrorPredictReply,
-    replies.ModelCard,
-    replies.ModelCards,
-    replies.EmbeddingsReply,
-    replies.BatchJob,
-    replies.BatchJobs,
-    replies.Empty,
-    replies.DoneOperation,
-    replies.OpenApi,
-)
 
 
 def handler(table: Sequence[Route]) -> Callable[[Exchange], Awaitable[Response]]:
@@ -114,11 +71,15 @@ def document(table: Sequence[Route]) -> Json:
     Raises:
         KeyError: a route's operation or path parameter is not described here.
     """
+    forms, forms_schemas = schemas.of_forms({form for row in table if (form := _form(row)) is not None})
     paths: dict[str, Json] = {}
     known: set[str] = set()
     for row in table:
+        if not row.operation:
+            continue
         item = paths.setdefault(_template(row.path), {})
-        item[row.method.lower()] = _operation(row, _operation_id(row, known))
+        item[row.method.lower()] = _operation(row, _operation_id(row, known), _name_of(row, forms))
+    answers = _error_responses()
     return {
         "openapi": VERSION,
         "info": {
@@ -130,10 +91,10 @@ def document(table: Sequence[Route]) -> Json:
         "tags": [{"name": name, "description": said} for name, said in TAGS.items()],
         "paths": paths,
         "components": {
-            "schemas": _schemas(),
+            "schemas": schemas.used({**schemas.every(), **forms_schemas}, paths, answers),
             "parameters": _PARAMETERS,
             "headers": _HEADERS,
-            "responses": _error_responses(),
+            "responses": answers,
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
                 "apiKey": {"type": "apiKey", "in": "header", "name": "x-goog-api-key"},
@@ -176,7 +137,7 @@ _ANSWER_HEADERS = {
     DEPLOYED_MODEL_HEADER: "DeployedModelId",
     MODEL_HEADER: "Model",
     MODEL_VERSION_HEADER: "ModelVersionId",
-    **dict.fromkeys(PIN_HEADERS.values(), "Pin"),
+    **dict.fromkeys((*PIN_HEADERS.values(), NOTICE_HEADER), "Pin"),
 }
 
 
@@ -197,8 +158,21 @@ def _operation_id(row: Route, known: set[str]) -> str:
     return name
 
 
-def _operation(row: Route, name: str) -> Json:
-    said = OPERATIONS[row.operation]
+def _described(row: Route) -> Operation:
+    return row.described or OPERATIONS[row.operation]
+
+
+def _form(row: Route) -> type[BaseModel] | None:
+    return _described(row).form if row.operation else None
+
+
+def _name_of(row: Route, forms: Mapping[type[BaseModel], str]) -> str | None:
+    form = _form(row)
+    return None if form is None else forms[form]
+
+
+def _operation(row: Route, name: str, form: str | None) -> Json:
+    said = _described(row)
     if row.operation == "invoke" and row.method == "GET":
         said = ASKING_THE_CONTAINER
     parameters: list[Json] = [{"$ref": "#/components/parameters/RequestId"}]
@@ -208,7 +182,7 @@ def _operation(row: Route, name: str) -> Json:
         "operationId": name,
         "summary": said.summary,
         "tags": [said.tag],
-        "parameters": [*_path_parameters(row), *parameters],
+        "parameters": [*_path_parameters(row), *_query_parameters(said), *parameters],
         "responses": _responses(row, said),
         "security": [{"bearer": []}, {"apiKey": []}] if row.action is not None else [],
     }
@@ -223,12 +197,19 @@ def _operation(row: Route, name: str) -> Json:
             "content": {
                 JSON: {
                     # Not oneOf: a text chat without options is every dialect's; the endpoint decides which it is.
-                    "schema": _any_of(said.body),
+                    "schema": any_of(said.body),
                     "examples": {each: {"value": EXAMPLES[each]} for each in said.body},
                 }
             },
         }
+    if form is not None:
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": any_of((form,))}}}
     return operation
+
+
+def _query_parameters(said: Operation) -> Iterable[Json]:
+    for name in said.query:
+        yield {"name": name, "in": "query", **QUERY_PARAMETERS[name]}
 
 
 def _path_parameters(row: Route) -> Iterable[Json]:
@@ -246,7 +227,7 @@ def _responses(row: Route, said: Operation) -> Json:
     names = {REQUEST_ID_HEADER: "RequestId"} | (_ANSWER_HEADERS if row.action == "infer" else {})
     content: Json = {media: {"schema": _TEXTS[media]} for media in said.texts}
     if said.reply:
-        content[JSON] = {"schema": _any_of(said.reply)}
+        content[JSON] = {"schema": any_of(said.reply)}
     answers: Json = {"200": {"description": said.summary, "headers": _headers(names), "content": content}}
     for status in sorted(_statuses(row)):
         answers[str(status)] = {"$ref": f"#/components/responses/Error{status}"}
@@ -254,7 +235,7 @@ def _responses(row: Route, said: Operation) -> Json:
         for refused in ("400", "500"):
             answers[refused] = {"$ref": f"#/components/responses/ContainerError{refused}"}
     if TEXT in said.texts and row.operation != "metrics":
-        not_ok = {TEXT: {"schema": _TEXTS[TEXT]}, JSON: {"schema": _any_of(("ErrorReply",))}}
+        not_ok = {TEXT: {"schema": _TEXTS[TEXT]}, JSON: {"schema": any_of(("ErrorReply",))}}
         answers["503"] = {
             "description": "It takes no requests.",
             "headers": _headers({REQUEST_ID_HEADER: "RequestId"}),
@@ -279,7 +260,7 @@ _TEXTS: Mapping[str, Json] = {
                         "type": "string",
                         "contentMediaType": JSON,
                         "contentSchema": {
-                            "anyOf": [{"$ref": f"{_SCHEMAS}ChatChunk"}, {"$ref": f"{_SCHEMAS}ErrorReply"}]
+                            "anyOf": [{"$ref": pointer("ChatChunk")}, {"$ref": pointer("ErrorReply")}]
                         },
                     },
                 ]
@@ -294,7 +275,8 @@ def _statuses(row: Route) -> set[int]:
         return {400}
     if row.action == "infer":
         return {each.http for each in errors.TABLE}
-    return {400, 401, 403, 404, 500, 503}
+    few = {400, 401, 403, 404, 500, 503}
+    return few if row.method == "GET" or row.described is None else {each.http for each in errors.TABLE}
 
 
 def _error_responses() -> Json:
@@ -307,11 +289,11 @@ def _error_responses() -> Json:
         response = {
             "description": " ".join(f"{kind.__name__}: {_first_line(kind)}" for kind in kinds),
             "headers": _headers(headers),
-            "content": {JSON: {"schema": _any_of(("ErrorReply",))}},
+            "content": {JSON: {"schema": any_of(("ErrorReply",))}},
         }
         found[f"Error{status}"] = response
         if status in (400, 500):
-            content = {JSON: {"schema": _any_of(("ErrorReply", "PlainError"))}}
+            content = {JSON: {"schema": any_of(("ErrorReply", "PlainError"))}}
             found[f"ContainerError{status}"] = {**response, "content": content}
     return found
 
@@ -322,79 +304,3 @@ def _first_line(kind: type) -> str:
 
 def _headers(names: Mapping[str, str]) -> Json:
     return {header: {"$ref": f"#/components/headers/{name}"} for header, name in names.items()}
-
-
-def _any_of(names: Sequence[str]) -> Json:
-    found = [{"$ref": f"{_SCHEMAS}{name}"} for name in names]
-    return found[0] if len(found) == 1 else {"anyOf": found}
-
-
-class _Schemas(GenerateJsonSchema):
-    """Without a title for each field, which would only repeat its name."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
-
-
-def _schemas() -> Json:
-    asked: list[tuple[type[BaseModel], JsonSchemaMode]] = [(each, "validation") for each in _REQUESTS]
-    answered: list[tuple[type[BaseModel], JsonSchemaMode]] = [(each, "serialization") for each in _REPLIES]
-    _, found = models_json_schema(
-        [*asked, *answered], ref_template=f"{_SCHEMAS}{{model}}", schema_generator=_Schemas
-    )
-    text = orjson.dumps(_tidied(found["$defs"])).decode()
-    # Two dialects have parts of the same name, for which pydantic writes the module before it.
-    text = text.replace("medport__wire__dicom_chat__", "Dicom").replace("medport__wire__chat__", "")
-    schemas: Json = orjson.loads(text)
-    _as_read(schemas)
-    most = {"maxItems": container.MAX_CHATS}
-    schemas |= {
-        "ChatInstances": _instances("ChatRequest", "RawRequest", minItems=1, **most),
-        "DicomInstances": _instances("DicomChatRequest", **most),
-        "EmbedInstances": _instances("EmbedInstance"),
-    }
-    return dict(sorted(schemas.items()))
-
-
-def _instances(*names: str, **limits: int) -> Json:
-    items = {"type": "array", "items": _any_of(names), **limits}
-    return {"type": "object", "required": ["instances"], "properties": {"instances": items}}
-
-
-_RANGES = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-
-
-def _tidied(schema: Any) -> Any:
-    """Ranges under JSON Schema's names (behind a validator pydantic leaves its own), Markdown in descriptions."""
-    if isinstance(schema, list):
-        return [_tidied(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    ranged = schema.get("type") in ("integer", "number")
-    found = {_RANGES.get(key, key) if ranged else key: _tidied(value) for key, value in schema.items()}
-    if isinstance(said := found.get("description"), str):
-        found["description"] = said.replace("``", "`")
-    return found
-
-
-def _as_read(schemas: Json) -> None:
-    """Add the spellings that a request is read in before it is checked."""
-    for name in ("ChatRequest", "RawRequest", "DicomChatRequest", "EmbeddingsRequest"):
-        schema = schemas[name]
-        fields: Json = schema["properties"]
-        if "stop" in fields:
-            fields["stop"] = {"anyOf": [{"type": "string"}, fields["stop"]]}
-            fields["@requestFormat"] = {"const": REQUEST_FORMAT}
-        if "messages" in fields:
-            fields["max_completion_tokens"] = {**fields["max_tokens"], "description": "As `max_tokens`."}
-        for key in fields.keys() - schema.get("required", ()):
-            fields[key] = _nullable(fields[key])
-
-
-def _nullable(schema: Json) -> Json:
-    """A null is as good as leaving the field out."""
-    if "anyOf" in schema and {"type": "null"} in schema["anyOf"]:
-        return schema
-    default = {"default": schema["default"]} if "default" in schema else {}
-    inner = {key: value for key, value in schema.items() if key != "default"}
-    return {"anyOf": [inner, {"type": "null"}], **default}

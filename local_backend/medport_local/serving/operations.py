@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import BaseModel
+
 from medport.wire.chat import REQUEST_FORMAT
 from medport_local.serving.container import HEALTH_PATHS, PREDICT_PATHS
 
@@ -33,6 +35,10 @@ class Operation:
     """Media types of an answer that is no JSON."""
     container: bool = False
     """The container's own answer: its own form of error is possible."""
+    form: type[BaseModel] | None = None
+    """What a body is checked with, in place of ``body``; its schema is named ``…Form``."""
+    query: tuple[str, ...] = ()
+    """Parameters of the query, by the names of ``QUERY_PARAMETERS``."""
 
 
 _RAW_STREAM = "A raw prompt that streams is answered with JSON values, and a NUL after each."
@@ -97,6 +103,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "deleteJob": Operation(summary="Forget a job that is over", tag="vertex", reply=("DoneOperation",)),
     "listEndpoints": Operation(summary="All endpoints", tag="vertex", reply=("EndpointList",)),
     "getEndpoint": Operation(summary="One endpoint", tag="vertex", reply=("EndpointResource",)),
+    "listModelResources": Operation(summary="All models", tag="vertex", reply=("ModelPage",)),
     "getModelResource": Operation(summary="A model, in its only version", tag="vertex", reply=("ModelResource",)),
     "getVersion": Operation(summary="A version of a model", tag="vertex", reply=("ModelResource",)),
 }
@@ -145,7 +152,27 @@ PATH_PARAMETERS: Mapping[str, Json] = {
     "model": {"description": "The model's id, which is its endpoint's.", "example": "medgemma"},
     "model_version": {"description": "The version's id or alias.", "example": "default"},
     "job": {"description": "The batch prediction job's id.", "example": "1"},
+    "operation": {"description": "The number at the end of the operation's name.", "example": "1"},
+    "batch_prediction_job": {"description": "The batch prediction job's id.", "example": "1"},
+    "publisher": {"description": "Whose models these are.", "example": "google"},
+    "fault": {"description": "The fault's id.", "example": "1"},
     "deployed_model": {"description": "The deployed model's id; see the endpoint.", "example": "1234567890"},
+}
+QUERY_PARAMETERS: Mapping[str, Json] = {
+    "filter": {
+        "description": 'Such as `labels.team="chest" AND display_name="mg"`.',
+        "schema": {"type": "string"},
+        "example": "labels.team:*",
+    },
+    "orderBy": {"description": "Such as `create_time desc`.", "schema": {"type": "string"}},
+    "pageSize": {"description": "0: the server's choice.", "schema": {"type": "integer", "minimum": 0}},
+    "pageToken": {"description": "`nextPageToken` of the page before.", "schema": {"type": "string"}},
+    "readMask": {"description": "Fields to answer, with commas.", "schema": {"type": "string"}},
+    "updateMask": {"description": "Fields to change, with commas.", "schema": {"type": "string"}},
+    "endpointId": {
+        "description": "Chosen by the server if not given.",
+        "schema": {"type": "string", "pattern": "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$|^[1-9][0-9]{0,8}$"},
+    },
 }
 INVOKED: Mapping[str, tuple[str, ...]] = {
     "POST": (*sorted(PREDICT_PATHS), "v1/chat/completions", "chat/completions", "v1/embeddings"),
@@ -154,5 +181,6 @@ INVOKED: Mapping[str, tuple[str, ...]] = {
 TAGS = {
     "openai": "What OpenAI's API has, under the same paths.",
     "vertex": "What Vertex AI has: endpoint and model resources, and a container's own contract.",
+    "control": "What Vertex AI's control plane has: uploads, versions, deployments, operations.",
     "operation": "For whoever runs the server.",
 }

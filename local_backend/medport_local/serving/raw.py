@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 from pydantic import ConfigDict, Field
@@ -18,11 +18,13 @@ from pydantic import ConfigDict, Field
 from medport.errors import InputError
 from medport.wire import Deferred, Whole, checked
 from medport.wire.chat import Generation
-from medport_local.engine.codecs import PixelValues
-from medport_local.engine.engine import Engine
+from medport_local.engine.protocol import Engine
 from medport_local.engine.sequence import Event
 from medport_local.serving import generate
 from medport_local.serving.generate import Job, Written
+
+if TYPE_CHECKING:
+    from medport_local.engine.codecs import PixelValues
 
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),

@@ -198,7 +198,7 @@ class BatchJob(Deferred):
     update_time: str
     start_time: str | None = None
     end_time: str | None = None
-    model_version_id: str
+    model_version_id: str | None = None
     completion_stats: CompletionStats
     output_info: OutputInfo | None = None
     error: dict[str, Any] | None = None
@@ -213,6 +213,38 @@ class BatchJobs(Deferred):
 
 class Empty(Deferred):
     model_config = ConfigDict(extra="forbid")
+
+
+class Status(Deferred):
+    """google.rpc.Status: why an operation failed."""
+
+    code: int
+    message: str
+
+
+class LongRunning(Deferred):
+    """google.longrunning.Operation."""
+
+    name: str
+    metadata: dict[str, Any]
+    done: bool
+    response: dict[str, Any] | None = None
+    error: Status | None = None
+
+
+class LongRunningPage(Deferred):
+    """Operations, as many as a page holds."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+    operations: list[LongRunning] = Field(default_factory=list)
+    next_page_token: str = ""
+
+
+class AnyObject(Deferred):
+    """An object of Vertex AI's own."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class DoneOperation(Deferred):

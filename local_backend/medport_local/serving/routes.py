@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 from urllib.parse import parse_qsl
 
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route as StarletteRoute
+from starlette.routing import BaseRoute
 
 from medport.errors import MedportError, NotFound, Timeout
-from medport_local.engine.embedder import Embedder
 from medport_local.serving import container, openai, openapi
-from medport_local.serving.batch import MAX_BODY_BYTES, Batches
-from medport_local.serving.batch_jobs import Job
-from medport_local.serving.endpoints import SHARED, Directory, Served
+from medport_local.serving.endpoints import SHARED, Served
 from medport_local.serving.exchange import JSON, Door, Events, Exchange, error_response
+from medport_local.serving.fleet import Fleet
 from medport_local.serving.guard import Guard
-from medport_local.serving.keys import Action
 from medport_local.serving.lifecycle import Lifecycle
+from medport_local.serving.operations import Operation
+from medport_local.serving.routing import DoorRoute
+from medport_local.serving.verbs import Action
 
 _VERSIONS = ("v1", "v1beta1")
 _PARENT = "projects/{project}/locations/{location}"
 _ENDPOINT = f"{_PARENT}/endpoints/{{endpoint}}"
+# All that runs a model is this permission, on Vertex too; what looks here shows which endpoints there are.
+_VERBS = {"infer": "aiplatform.endpoints.predict", "read": "aiplatform.endpoints.list"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +44,25 @@ class ContainerRoutes:
 class Route:
     """One row of the table."""
 
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
     handler: Callable[[Exchange], Awaitable[Response | Events]]
     action: Action | None
     """What a key must be allowed to do; ``None``: open to everybody."""
     operation: str
-    """Which operation of the OpenAPI document this is."""
+    """Which operation of the OpenAPI document this is; ``""`` for a protocol of its own, which is not in it."""
+    verb: str = ""
+    """Google's name of the permission, such as ``aiplatform.endpoints.predict``."""
+    described: Operation | None = None
+    """What the document says of it, where that does not follow from the operation's name."""
 
 
 class Api:
-    """The handlers, over the endpoints that are served."""
+    """The handlers of the data plane, over the engines that run."""
 
-    def __init__(
-        self, served: Mapping[str, Served], directory: Directory, lifecycle: Lifecycle, batches: Batches
-    ) -> None:
+    def __init__(self, fleet: Fleet, lifecycle: Lifecycle) -> None:
+        self._fleet = fleet
         self._lifecycle = lifecycle
-        self._batches = batches
-        self._served = served
-        """By endpoint id; the first of a kind is the one that answers where none is named."""
-        self._directory = directory
 
     def table(self, own: ContainerRoutes | None = None) -> tuple[Route, ...]:
         """Every route there is; with those of a container if it is to be one."""
@@ -76,7 +77,7 @@ class Api:
             Route("POST", "/v1/embeddings", self.openai_embeddings, "infer", "embeddings"),
         ]
         for version in _VERSIONS:
-            parent, endpoint = f"/{version}/{_PARENT}", f"/{version}/{_ENDPOINT}"
+            endpoint = f"/{version}/{_ENDPOINT}"
             rows += [
                 Route("POST", f"{endpoint}:predict", self.predict, "infer", "predict"),
                 Route("POST", f"{endpoint}:rawPredict", self.raw_predict, "infer", "rawPredict"),
@@ -84,18 +85,6 @@ class Api:
                     "POST", f"{endpoint}:streamRawPredict", self.stream_raw_predict, "infer", "streamRawPredict"
                 ),
                 Route("POST", f"{endpoint}/chat/completions", self.completions, "infer", "chat"),
-                Route("GET", f"{parent}/endpoints", self.list_endpoints, "read", "listEndpoints"),
-                Route("GET", endpoint, self.get_endpoint, "read", "getEndpoint"),
-                Route("GET", f"{parent}/models/{{model}}@{{model_version}}", self.get_model, "read", "getVersion"),
-                Route("GET", f"{parent}/models/{{model}}", self.get_model, "read", "getModelResource"),
-            ]
-            jobs = f"{parent}/batchPredictionJobs"
-            rows += [
-                Route("POST", jobs, self.create_job, "infer", "createJob"),
-                Route("GET", jobs, self.list_jobs, "infer", "listJobs"),
-                Route("GET", f"{jobs}/{{job}}", self.get_job, "infer", "getJob"),
-                Route("POST", f"{jobs}/{{job}}:cancel", self.cancel_job, "infer", "cancelJob"),
-                Route("DELETE", f"{jobs}/{{job}}", self.delete_job, "infer", "deleteJob"),
             ]
             methods: tuple[Literal["GET", "POST"], ...] = ("POST", "GET")
             for method in methods:
@@ -114,13 +103,12 @@ class Api:
                 Route("POST", own.predict, self.own_predict, "infer", "containerPredict"),
                 Route("GET", own.health, self.health, None, "health"),
             ]
+        rows = [replace(row, verb=_VERBS.get(row.action or "", "")) for row in rows]
         return tuple({(row.method, row.path): row for row in rows}.values())
 
     async def health(self, exchange: Exchange) -> Response:
         """``ok`` while every engine takes requests, as the containers answer Vertex's probes."""
-        if not self._lifecycle.ready:
-            return container.health([])
-        return container.health(list(self._served.values()))
+        return container.health(self._fleet.engines(), ready=self._lifecycle.ready)
 
     async def live(self, exchange: Exchange) -> Response:
         """``ok`` as long as the process answers: whether to restart it, not whether to send it requests."""
@@ -146,131 +134,91 @@ class Api:
 
     async def invoke(self, exchange: Exchange) -> Response | Events:
         served = self._endpoint(exchange)
-        wanted = exchange.path.get("deployed_model", served.deployed_model_id)
-        if wanted != served.deployed_model_id:
-            raise NotFound(
-                "there is no such deployed model",
-                field="deployedModel",
-                remedy=f"this endpoint has {served.deployed_model_id}",
-            )
         if not served.bounds.invokes:
             raise NotFound("invoke needs a dedicated endpoint", remedy="POST to :predict or :rawPredict")
         return await container.invoked(exchange, served, exchange.path["path"])
 
     async def own_predict(self, exchange: Exchange) -> Response | Events:
         """A container's predict route: it has one model."""
-        return await container.raw_predict(exchange, self._entered(exchange, self._first()), streaming=True)
+        for endpoint in self._fleet.showing():
+            return await container.raw_predict(exchange, self._enter(exchange, endpoint), streaming=True)
+        raise NotFound("this server serves no model yet")
 
     async def models(self, exchange: Exchange) -> Response:
         exchange.permit_any()
-        allowed = {name: each for name, each in self._served.items() if exchange.may(name)}
-        return JSON(openai.models(allowed))
+        return JSON(openai.models(self._shown(exchange)))
 
     async def model(self, exchange: Exchange) -> Response:
         name = exchange.path["model"]
-        served = self._served.get(name.partition("+")[0])
+        endpoint = name.partition("+")[0]
+        exchange.permit(endpoint)
+        served = self._fleet.showing().get(endpoint)
         if served is None:
             raise NotFound("there is no such model", field="model", remedy="see /v1/models")
-        exchange.permit(served.endpoint_id)
         return JSON(openai.model(served, served.adapter_of(name)))
 
     async def openai_chat(self, exchange: Exchange) -> Response | Events:
         body = await exchange.json()
-        served = self._entered(exchange, openai.chosen(self._served, body.get("model"), "chat"))
-        return await container.chat_of(exchange, served, body)
+        return await container.chat_of(exchange, self._named(exchange, body, "chat"), body)
 
     async def openai_embeddings(self, exchange: Exchange) -> Response:
         body = await exchange.json()
-        served = self._entered(exchange, openai.chosen(self._served, body.get("model"), "embeddings"))
-        assert isinstance(served.engine, Embedder)
-        return JSON(await openai.embeddings(exchange, served, served.engine, body))
+        served = self._named(exchange, body, "embeddings")
+        if served.embedder is None:  # another version than the one that was shown
+            raise NotFound("this endpoint serves chat", field="model", remedy="POST to /v1/chat/completions")
+        return JSON(await openai.embeddings(exchange, served, served.embedder, body))
 
-    async def list_endpoints(self, exchange: Exchange) -> Response:
-        path = exchange.path
-        exchange.permit_any()  # of the list itself; each entry is asked for below
-        found = self._directory.endpoints(path["project"], path["location"], _query(exchange).get("filter", ""))
-        exchange.permit_any()  # there may be none to ask about
-        return JSON({"endpoints": [each for each in found["endpoints"] if exchange.may(_id_of(each["name"]))]})
+    def _named(self, exchange: Exchange, body: Mapping[str, object], kind: openai.Kind) -> Served:
+        """What ``model`` in a body names, of what the key is for: others are not told from those that are not."""
+        shown = self._shown(exchange)
+        try:
+            chosen = openai.chosen(shown, body.get("model"), kind)
+        except NotFound:
+            if not openai.of_kind(shown, kind):
+                exchange.permit("")  # the key is for none: that is why
+            raise
+        return self._enter(exchange, chosen.endpoint_id)
 
-    async def get_endpoint(self, exchange: Exchange) -> Response:
-        path = exchange.path
-        return JSON(self._directory.endpoint(path["project"], path["location"], path["endpoint"]))
-
-    async def get_model(self, exchange: Exchange) -> Response:
-        path = exchange.path
-        exchange.permit(path["model"])
-        version = path.get("model_version")
-        return JSON(self._directory.model(path["project"], path["location"], path["model"], version))
-
-    async def create_job(self, exchange: Exchange) -> Response:
-        """A batch prediction job; it is answered at once and runs on."""
-        body = await exchange.json(limit=MAX_BODY_BYTES)
-        job = self._batches.read(body, _parent(exchange), tenant=exchange.tenant)
-        exchange.permit(job.served.endpoint_id)
-        job.served.tell(exchange.facts)  # so that the audit log has who asked which model for a job
-        self._batches.start(job)
-        return JSON(job.resource())
-
-    async def list_jobs(self, exchange: Exchange) -> Response:
-        exchange.permit_any()
-        query = _query(exchange)
-        jobs, following = self._batches.jobs.page(
-            _parent(exchange),
-            may=exchange.may,
-            wanted=query.get("filter", ""),
-            size=query.get("pageSize", ""),
-            token=query.get("pageToken", ""),
-        )
-        page: dict[str, object] = {"batchPredictionJobs": [job.resource() for job in jobs]}
-        return JSON(page | ({"nextPageToken": following} if following else {}))
-
-    async def get_job(self, exchange: Exchange) -> Response:
-        return JSON(self._job(exchange).resource())
-
-    async def cancel_job(self, exchange: Exchange) -> Response:
-        self._batches.cancel(self._job(exchange))
-        return JSON({})
-
-    async def delete_job(self, exchange: Exchange) -> Response:
-        """Answers an operation that is done, as Vertex answers every deletion."""
-        job = self._job(exchange)
-        self._batches.jobs.forget(job)
-        version = "v1beta1" if exchange.scope["path"].startswith("/v1beta1/") else "v1"
-        kind = f"type.googleapis.com/google.cloud.aiplatform.{version}.DeleteOperationMetadata"
-        return JSON(
-            {
-                "name": f"{job.name}/operations/{job.id}",
-                "metadata": {"@type": kind, "genericMetadata": {}},
-                "done": True,
-                "response": {"@type": "type.googleapis.com/google.protobuf.Empty"},
-            }
-        )
-
-    def _job(self, exchange: Exchange) -> Job:
-        exchange.permit_any()  # to learn that there is no such job; whose it is, is asked next
-        job = self._batches.jobs.find(_parent(exchange), exchange.path["job"])
-        exchange.permit(job.served.endpoint_id)
-        return job
+    def _shown(self, exchange: Exchange) -> dict[str, Served]:
+        """What the caller may know of, by endpoint id."""
+        return {name: each for name, each in self._fleet.showing().items() if exchange.may(name)}
 
     def _endpoint(self, exchange: Exchange) -> Served:
+        """What answers at the endpoint in the path."""
         path = exchange.path
-        self._directory.endpoint(path["project"], path["location"], path["endpoint"])  # NotFound if there is none
-        return self._entered(exchange, self._served[path["endpoint"]])
+        return self._enter(
+            exchange,
+            path["endpoint"],
+            project=path["project"],
+            location=path["location"],
+            deployed_model=path.get("deployed_model"),
+        )
 
-    def _entered(self, exchange: Exchange, served: Served) -> Served:
-        """The endpoint whose key, limits and names are a request's from now on."""
-        exchange.permit(served.endpoint_id)
-        exchange.bound(served.bounds.timeout_s)
+    def _enter(
+        self,
+        exchange: Exchange,
+        endpoint: str,
+        *,
+        project: str = "-",
+        location: str = "-",
+        deployed_model: str | None = None,
+    ) -> Served:
+        """The model that answers a request, whose limits and names are the request's from then on.
+
+        It stays until the exchange is over, its stream included.
+        """
+        exchange.permit(endpoint)
+        lease = self._fleet.enter(project, location, endpoint, deployed_model)
+        exchange.held.callback(lease.release)
+        served = lease.served
+        most = served.bounds.timeout_s
+        # The shared host has one limit for all of its endpoints.
+        exchange.bound(most if served.bounds is SHARED else lease.timeout_s or most)
         if served.bounds is SHARED:
             exchange.render_error = partial(_shared_error, exchange)
         exchange.answer_headers.update(served.headers())
         served.tell(exchange.facts)
         return served
-
-    def _first(self) -> Served:
-        for served in self._served.values():
-            return served
-        raise NotFound("this server serves no model yet")
 
 
 def _shared_error(exchange: Exchange, error: MedportError) -> Response:
@@ -285,20 +233,13 @@ def _query(exchange: Exchange) -> dict[str, str]:
     return dict(parse_qsl(exchange.scope["query_string"].decode("latin-1")))
 
 
-def _parent(exchange: Exchange) -> str:
-    return f"projects/{exchange.path['project']}/locations/{exchange.path['location']}"
-
-
-def _id_of(name: str) -> str:
-    return name.rpartition("/")[2]
-
-
-def starlette_routes(table: tuple[Route, ...], guard: Guard) -> list[StarletteRoute]:
+def starlette_routes(table: tuple[Route, ...], guard: Guard) -> list[BaseRoute]:
     """The table for the router. Keys are checked in front of each handler, never by looking at a URL."""
     rows = [*table]
     # It describes itself too, so it is given the list that it joins.
     rows.append(Route("GET", openapi.PATH, openapi.handler(rows), "read", "openapi"))
-    return [
-        StarletteRoute(row.path, Door(row.path, row.handler, row.action, guard), methods=[row.method])
-        for row in rows
-    ]
+    return [DoorRoute(row.path, _door(row, guard), row.method) for row in rows]
+
+
+def _door(row: Route, guard: Guard) -> Door:
+    return Door(row.path, row.handler, row.action, guard, verb=row.verb)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from medport.errors import ImageError, ServerError
 from medport.images import Image, is_data_url, load, prepare
-from medport_local.engine.codecs import ImageCodec, PixelValues
-from medport_local.engine.engine import Engine
+from medport_local.engine.protocol import Engine
 from medport_local.serving.endpoints import IMAGE_LIMITS, SERVER_SIDE_PX, Served
 from medport_local.serving.outcome import Asking
+
+if TYPE_CHECKING:
+    from medport_local.engine.codecs import ImageCodec, PixelValues
 
 _REMOTE = ("http://", "https://")
 

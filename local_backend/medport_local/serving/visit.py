@@ -17,9 +17,10 @@ from medport.errors import MedportError, NotReady, ServerError, row_of
 from medport.wire.vertex import REQUEST_ID_HEADER
 from medport_local.serving import guard as guards
 from medport_local.serving.guard import Guard
-from medport_local.serving.keys import Action
+from medport_local.serving.identity import resource_in
 from medport_local.serving.logs import access_line
 from medport_local.serving.outcome import Outcome
+from medport_local.serving.verbs import CHANGES, Action
 
 if TYPE_CHECKING:
     from medport_local.serving.exchange import Exchange
@@ -34,11 +35,14 @@ _LARGE = 1024 * 1024
 class Visit:
     """One request at one door, from ``enter`` to ``end``."""
 
-    def __init__(self, guard: Guard, action: Action | None, template: str, exchange: Exchange, send: Send) -> None:
+    def __init__(
+        self, guard: Guard, action: Action | None, template: str, exchange: Exchange, send: Send, *, verb: str = ""
+    ) -> None:
         self.status = 0
         """What was sent; 0 if nothing was yet."""
         self._guard = guard
         self._action = action
+        self._verb = verb
         self._template = template
         self._exchange = exchange
         self._send = send
@@ -47,6 +51,8 @@ class Visit:
         self._error: MedportError | None = None
         self._output: hmac.HMAC | None = None
         self._recorded = False
+        self._known = False
+        """Whether it is clear who asks."""
         self._bytes_out = 0
 
     def enter(self) -> None:
@@ -54,11 +60,17 @@ class Visit:
         exchange = self._exchange
         guards.check_head(exchange.scope)
         if self._action is not None:
+            exchange.principal = self._guard.identify(exchange.headers, exchange.scope.get("query_string", b""))
+            self._known = True
             endpoint = exchange.path.get("endpoint")
-            exchange.principal, self._leave = self._guard.admit(exchange.headers, self._action, endpoint)
+            exchange.principal.check(self._action, self._verb, endpoint=endpoint, resource=self._resource)
             exchange.scope_checked = endpoint is not None
+            self._leave = self._guard.admit(exchange.principal, self._action)
             self._guard.lifecycle.enter()
-            if self._guard.audit is not None and self._action == "infer":
+            if self._guard.audit is not None and self._action in CHANGES:
+                # First of all: there shall be no change without a line about it.
+                self._append("began", 0)
+            elif self._guard.audit is not None and self._action == "infer":
                 exchange.body_digest, self._output = self._guard.audit.digest(), self._guard.audit.digest()
         if (seconds := guards.timeout_s(exchange.headers)) is not None:
             exchange.bound(seconds)
@@ -132,10 +144,17 @@ class Visit:
 
     @property
     def _audited(self) -> bool:
-        return self._guard.audit is not None and self._exchange.facts.deployed_model is not None
+        """Whether a model was reached, or somebody who is known tried to change something."""
+        if self._guard.audit is None:
+            return False
+        return self._known if self._action in CHANGES else self._exchange.facts.deployed_model is not None
+
+    @property
+    def _resource(self) -> str:
+        return resource_in(self._exchange.scope["path"])
 
     def _append(self, event: str, status: int) -> None:
-        exchange, facts, error = self._exchange, self._exchange.facts, self._error
+        exchange, error = self._exchange, self._error
         assert self._guard.audit is not None
         record: dict[str, object] = {
             "event": event,
@@ -143,6 +162,20 @@ class Visit:
             "key": exchange.principal.name,
             "action": self._action,
             "route": self._template,
+        }
+        record |= {"verb": self._verb, "resource": self._resource} if self._action in CHANGES else self._asked()
+        if event == "request":
+            record |= {
+                "status": status,
+                "error": type(error).__name__ if error else None,
+                "ms": round((time.monotonic() - exchange.started) * 1e3, 1),
+            }
+            record |= {} if self._action in CHANGES else self._answered()
+        self._guard.audit.append(record)
+
+    def _asked(self) -> dict[str, object]:
+        exchange, facts = self._exchange, self._exchange.facts
+        return {
             "endpoint": facts.endpoint,
             "deployed_model": facts.deployed_model,
             "model": facts.model,
@@ -150,18 +183,16 @@ class Visit:
             "adapters": dict(facts.adapters),
             "input_hmac_sha256": exchange.body_digest.hexdigest() if exchange.body_digest else None,
         }
-        if event == "request":
-            record |= {
-                "output_hmac_sha256": self._output.hexdigest() if self._output else None,
-                "status": status,
-                "error": type(error).__name__ if error else None,
-                "finish_reasons": list(facts.finish_reasons),
-                "prompt_tokens": facts.prompt_tokens,
-                "completion_tokens": facts.completion_tokens,
-                "embeddings": facts.embeddings,
-                "ms": round((time.monotonic() - exchange.started) * 1e3, 1),
-            }
-        self._guard.audit.append(record)
+
+    def _answered(self) -> dict[str, object]:
+        facts = self._exchange.facts
+        return {
+            "output_hmac_sha256": self._output.hexdigest() if self._output else None,
+            "finish_reasons": list(facts.finish_reasons),
+            "prompt_tokens": facts.prompt_tokens,
+            "completion_tokens": facts.completion_tokens,
+            "embeddings": facts.embeddings,
+        }
 
     def _outcome(self, status: int) -> Outcome:
         exchange, error = self._exchange, self._error

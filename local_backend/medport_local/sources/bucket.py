@@ -10,9 +10,9 @@ from typing import Any
 
 from medport._extras import load
 from medport.errors import AuthError, ConfigError, ConnectionFailed, NotFound, Timeout, VerificationError
+from medport_local.quiet import quiet
 from medport_local.snapshot import MANIFEST
 from medport_local.sources.manifests import parsed
-from medport_local.sources.quiet import quiet
 from medport_local.sources.source import Changed, Offer, Offered
 from medport_local.sources.wanted import choose
 

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from medport._extras import load
 from medport.errors import ConfigError, ConnectionFailed, ProtocolError
+from medport_local.quiet import quiet
 from medport_local.sources.hub_answers import (
     Again,
     Explain,
@@ -33,7 +34,6 @@ from medport_local.sources.hub_answers import (
     storage_refusal,
     untrusted,
 )
-from medport_local.sources.quiet import quiet
 from medport_local.sources.redirects import Redirects, Resolver, endless, unusable
 from medport_local.sources.source import Changed
 

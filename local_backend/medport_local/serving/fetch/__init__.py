@@ -10,19 +10,21 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
-from typing import BinaryIO
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, BinaryIO
 
-import httpx
-
+from medport_local.quiet import quiet
 from medport_local.serving.fetch.address import Lookup, Resolver
 from medport_local.serving.fetch.allow import AllowList
 from medport_local.serving.fetch.credentials import OwnCredentials, bearer
-from medport_local.serving.fetch.dicomweb import DicomWeb
 from medport_local.serving.fetch.errand import DEFAULT_LIMITS, Errand, FetchLimits
 from medport_local.serving.fetch.errors import FetchCode, FetchError
-from medport_local.serving.fetch.gcs import Buckets
-from medport_local.serving.fetch.web import Web
-from medport_local.sources.quiet import quiet
+
+if TYPE_CHECKING:
+    from medport_local.serving.fetch.dicomweb import DicomWeb
+    from medport_local.serving.fetch.gcs import Buckets
+    from medport_local.serving.fetch.web import Web
 
 __all__ = ["AllowList", "FetchCode", "FetchError", "FetchLimits", "Fetcher", "Resolver"]
 
@@ -55,32 +57,40 @@ class Fetcher:
         self._allow = AllowList(allow)
         self._limits = limits
         self._lookup = Lookup(resolve)
+        self._tls = tls
+
+    @cached_property
+    def _ways(self) -> _Ways:
+        # What sends requests takes a tenth of a second to import: a server that fetches nothing does without.
+        from medport_local.serving.fetch.dicomweb import DicomWeb
+        from medport_local.serving.fetch.gcs import Buckets
+        from medport_local.serving.fetch.web import Web
+
         own = OwnCredentials()
-        self._web = Web(self._allow, self._lookup, tls or _system_trust(), max_redirects=limits.max_redirects)
-        self._buckets = Buckets(self._allow, self._web, own)
-        self._stores = DicomWeb(self._allow, self._web, own)
+        web = Web(self._allow, self._lookup, self._tls or _trust(), max_redirects=self._limits.max_redirects)
+        return _Ways(web, Buckets(self._allow, web, own), DicomWeb(self._allow, web, own))
 
     def http(self, url: str, *, credential: str | None = None, field: str, deadline: float | None = None) -> bytes:
         """The file behind an http(s) URL."""
         errand = self._errand(field, "UNHANDLED_HTTP_FILE_ERROR", deadline)
         with quiet():
-            return self._web.read(url, errand, bearer(credential, errand))
+            return self._ways.web.read(url, errand, bearer(credential, errand))
 
     def gcs(self, uri: str, *, credential: str | None = None, field: str, deadline: float | None = None) -> bytes:
         """The object behind ``gs://bucket/name``."""
         errand = self._errand(field, "UNHANDLED_GCS_FILE_ERROR", deadline)
         with quiet():
-            return self._buckets.read(uri, credential, errand)
+            return self._ways.buckets.read(uri, credential, errand)
 
     def gcs_check(self, uri: str, *, field: str) -> None:
         """Refuse what ``gcs_list``, or the others with an object's address, would not allow. Nothing is sent."""
-        self._buckets.check(uri, self._errand(field, "UNHANDLED_GCS_FILE_ERROR", None))
+        self._ways.buckets.check(uri, self._errand(field, "UNHANDLED_GCS_FILE_ERROR", None))
 
     def gcs_write(self, uri: str, data: bytes | BinaryIO, *, field: str, deadline: float | None = None) -> None:
         """Make or replace ``gs://bucket/name``, with the server's own credentials."""
         errand = self._errand(field, "UNHANDLED_GCS_FILE_ERROR", deadline, timeout_s=self._limits.write_timeout_s)
         with quiet():
-            self._buckets.write(uri, data, errand)
+            self._ways.buckets.write(uri, data, errand)
 
     def gcs_list(self, prefix_uri: str, *, field: str, deadline: float | None = None) -> list[str]:
         """The ``gs://`` addresses of the allowed objects that begin with the prefix, in order.
@@ -89,7 +99,7 @@ class Fetcher:
         """
         errand = self._errand(field, "UNHANDLED_GCS_FILE_ERROR", deadline)
         with quiet():
-            return self._buckets.names(prefix_uri, errand)
+            return self._ways.buckets.names(prefix_uri, errand)
 
     def dicom_instance(
         self, uri: str, *, credential: str | None = None, field: str, deadline: float | None = None
@@ -97,7 +107,7 @@ class Fetcher:
         """One DICOM object as a Part 10 file, in the transfer syntax it is stored in, with all frames."""
         errand = self._errand(field, "UNAPPROVED_DICOM_STORE_ERROR", deadline)
         with quiet():
-            return self._stores.instance(uri, credential, errand)
+            return self._ways.stores.instance(uri, credential, errand)
 
     def dicom_series(
         self, uri: str, *, credential: str | None = None, field: str, deadline: float | None = None
@@ -106,7 +116,7 @@ class Fetcher:
         errand = self._errand(field, "UNAPPROVED_DICOM_STORE_ERROR", deadline)
         most, size = self._limits.max_instances, self._limits.max_series_bytes
         with quiet():
-            return self._stores.series(uri, credential, errand, most=most, max_bytes=size)
+            return self._ways.stores.series(uri, credential, errand, most=most, max_bytes=size)
 
     def close(self) -> None:
         self._lookup.close()
@@ -128,7 +138,18 @@ class Fetcher:
         return errand
 
 
-def _system_trust() -> ssl.SSLContext:
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    web: Web
+    buckets: Buckets
+    stores: DicomWeb
+
+
+def _trust() -> ssl.SSLContext:
     context = ssl.create_default_context()
+    if context.get_ca_certs():
+        return context
     # A Python built apart from the system's store finds none there.
-    return context if context.get_ca_certs() else httpx.create_ssl_context()
+    import httpx
+
+    return httpx.create_ssl_context()

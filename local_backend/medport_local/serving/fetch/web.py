@@ -14,8 +14,9 @@ from typing import cast
 import httpcore
 import httpx
 
-from medport_local.serving.fetch.address import Lookup, Permit, PinnedBackend
+from medport_local.serving.fetch.address import Lookup, Permit
 from medport_local.serving.fetch.allow import AllowList
+from medport_local.serving.fetch.dialling import PinnedBackend
 from medport_local.serving.fetch.errand import Errand
 from medport_local.serving.fetch.target import Target, follow, parse
 
