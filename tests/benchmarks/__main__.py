@@ -11,6 +11,7 @@ QUESTIONS = (
     "async_rate.py",
     "prepare_images.py",
     "server_overhead.py",
+    "control_plane.py",
     "grammar.py",
     "sampling.py",
     "kernels.py",

@@ -22,7 +22,7 @@ from medport_local.serving import keys
 from medport_local.serving.audit import AuditLog
 from medport_local.serving.exchange import JSON, Door, Exchange
 from medport_local.serving.guard import Guard
-from medport_local.serving.keys import KeyRing
+from medport_local.serving.keyring import KeyRing
 from medport_local.serving.lifecycle import Lifecycle
 from medport_local.serving.observe import Metrics
 from medport_local.serving.traces import Traces

@@ -22,9 +22,10 @@ import harness
 import httpx
 
 from medport.wire.chat import Message
-from medport_local.app import Settings, _open
+from medport_local.app import Settings
 from medport_local.engine.engine import TorchEngine
 from medport_local.engine.sequence import GenerationRequest, Sampling
+from medport_local.fixed_models import open_one
 
 HERE = Path(__file__).parent
 KEY = {"Authorization": "Bearer a-key-of-some-length"}
@@ -87,7 +88,7 @@ def serving(engine: str, *options: str) -> Iterator[str]:
 
 def _overhead(base: str, noop: str, rounds: int) -> dict[str, list[harness.Sample]]:
     settings = Settings()
-    engine = _open("medgemma", settings.snapshots["medgemma"], settings).engine
+    engine = open_one("medgemma", settings.snapshots["medgemma"], settings).engine
     assert isinstance(engine, TorchEngine)
     messages = [Message(role="user", content=PROMPT)]
     loop = asyncio.new_event_loop()

@@ -10,9 +10,6 @@ import io
 import os
 import socket
 import ssl
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 
 # They are read when those packages are imported, which is when the tests are collected.
@@ -36,10 +32,10 @@ os.environ.update(
 for package in ("torch", "openai", "google.cloud.aiplatform", "litellm", "langchain_openai", "huggingface_hub"):
     pytest.importorskip(package)
 
+from support.announced import announced  # noqa: E402
 from support.certificates import Authority  # noqa: E402
 from support.dicomweb import DicomStore, slices  # noqa: E402
 from support.gcs import Emulator, gcs_emulator  # noqa: E402
-from support.polling import wait_until  # noqa: E402
 from support.proxy import playing  # noqa: E402
 from support.web import serving  # noqa: E402
 from support.wire import png  # noqa: E402
@@ -158,36 +154,12 @@ def site(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """The server, started as its users start it."""
     keys_file = tmp_path_factory.mktemp("keys") / "keys.json"
     slow_key = keys.add(keys_file, "slow", rate="1/s")
-    command = [sys.executable, "-m", "medport_local.cli", "serve", "--json", "--port", "0"]
-    command += ["--tls-self-signed", str(tmp_path_factory.mktemp("tls") / "made"), "--api-key-env", "KEY"]
-    command += ["--keys", str(keys_file)]
-    command += ["--project", PROJECT, "--location", LOCATION]
+    options = ["--tls-self-signed", str(tmp_path_factory.mktemp("tls") / "made"), "--api-key-env", "KEY"]
+    options += ["--keys", str(keys_file), "--project", PROJECT, "--location", LOCATION]
     for each in sources.allowed:
-        command += ["--allow-fetch", each]
-    env = {**os.environ, "KEY": KEY, "STORAGE_EMULATOR_HOST": sources.emulator_url}
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, env=env) as process,
-    ):
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        line = bytearray()
-
-        def announced() -> bool:
-            line.extend(process.stdout.read() or b"")  # type: ignore[union-attr]
-            return line.endswith(b"\n") or process.poll() is not None
-
-        try:
-            wait_until(announced, 120, step_s=0.05)
-            said.seek(0)
-            assert process.poll() is None, said.read().decode()
-            facts = orjson.loads(line)
-            yield Site(facts["url"], facts["ca_file"], facts["endpoints"], slow_key)
-            said.seek(0)
-            assert b"Traceback" not in said.read(), "the server had a fault that no client saw"
-        finally:
-            process.terminate()
-            process.wait(30)
+        options += ["--allow-fetch", each]
+    with announced(*options, env={"KEY": KEY, "STORAGE_EMULATOR_HOST": sources.emulator_url}) as facts:
+        yield Site(facts["url"], facts["ca_file"], facts["endpoints"], slow_key)
 
 
 @pytest.fixture(autouse=True)

@@ -66,6 +66,7 @@ def test_the_two_commands_stand_on_lines_of_their_own() -> None:
         ("report.py", ["out/demo/phantom-02.png"], "Pleural effusion"),
         ("stream_async.py", ["out/demo/phantom-01.png", "out/demo/phantom-03.png"], "Pneumothorax"),
         ("classify_folder.py", ["out/demo"], "phantom-11.png cardiomegaly"),
+        ("deploy_on_prem.py", ["out/demo/phantom-02.png"], "Pleural effusion"),
         ("search.py", ["a pleural effusion", "out/demo/phantom-01.png", "out/demo/phantom-02.png"], "phantom-02"),
     ],
 )
@@ -81,5 +82,6 @@ def test_every_example_is_tested() -> None:
         "report.py",
         "stream_async.py",
         "classify_folder.py",
+        "deploy_on_prem.py",
         "search.py",
     }

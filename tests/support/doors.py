@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from medport_local.serving.exchange import Door, Handler, unrouted
 from medport_local.serving.guard import Guard
-from medport_local.serving.keys import Action
 from medport_local.serving.protocol import Protocol
+from medport_local.serving.verbs import Action
 
 from .polling import wait_until
 from .running import LoopThread
@@ -33,10 +33,23 @@ def serving(
     loop: LoopThread, table: Table, guard: Guard | None = None, *, protocol: type[Protocol] = Protocol
 ) -> Iterator[tuple[str, int]]:
     """``{"POST /path": (handler, action)}`` on a loopback port; gives host and port."""
-    routes = []
+    routes: list[BaseRoute] = []
     for key, (handler, action) in table.items():
         method, path = key.split(" ")
         routes.append(Route(path, Door(path, handler, action, guard), methods=[method]))
+    with serving_routes(loop, routes, guard, protocol=protocol) as address:
+        yield address
+
+
+@contextmanager
+def serving_routes(
+    loop: LoopThread,
+    routes: Sequence[BaseRoute],
+    guard: Guard | None = None,
+    *,
+    protocol: type[Protocol] = Protocol,
+) -> Iterator[tuple[str, int]]:
+    """Routes on a loopback port; gives host and port."""
     app = Starlette(routes=routes)
     app.router.default = Door("-", unrouted, None, guard)
     app.router.redirect_slashes = False

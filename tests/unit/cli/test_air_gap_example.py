@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from medport import cli as medport_cli
+from medport.cli import tree
 from medport_local import cli as local_cli
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "air-gap.md"
@@ -28,7 +28,7 @@ def commands() -> dict[str, Any]:
     """The command line's tree: the local backend's commands in place of the names that stand for them."""
     local = typer.Typer()
     local_cli.register(local)
-    return {**get_command(medport_cli.app).commands, **get_command(local).commands}  # type: ignore[attr-defined]
+    return {**get_command(tree.app).commands, **get_command(local).commands}  # type: ignore[attr-defined]
 
 
 def test_example_shows_each_step_of_the_way() -> None:

@@ -21,8 +21,8 @@ from medport_local import inprocess
 from medport_local.app import Settings
 from medport_local.engine.engine import EngineLimits
 from medport_local.serving import batch_files
-from medport_local.serving.batch_files import BatchFiles, take
-from medport_local.serving.batch_jobs import MAX_KEPT, Jobs
+from medport_local.serving.batch_files import BatchFiles, Plan, take
+from medport_local.serving.batch_list import MAX_KEPT, Jobs
 from medport_local.serving.batch_rows import MAX_ROW_BYTES, checked
 from medport_local.serving.fetch import Fetcher
 
@@ -339,7 +339,7 @@ def test_large_rows_are_cut_into_files_by_their_bytes(tmp_path: Path, monkeypatc
     monkeypatch.setattr(batch_files, "SHARD_BYTES", 100)
     (tmp_path / "rows.jsonl").write_text("\n".join("x" * size for size in (40, 40, 40, 300, 10, 90)))
 
-    assert BatchFiles(Fetcher(), tmp_path).plan(["rows.jsonl"], lambda: False) == [2, 1, 1, 2]
+    assert BatchFiles(Fetcher(), tmp_path).plan(["rows.jsonl"], lambda: False).rows == [2, 1, 1, 2]
 
 
 def test_star_stands_for_a_part_of_a_name(http: httpx.Client, folder: Path) -> None:
@@ -402,7 +402,7 @@ def test_input_that_changes_while_it_is_read_fails_the_job(
     path = folder / write(folder, "growing.jsonl", {"text": "a"})
     plan = BatchFiles.plan
 
-    def grows(self: BatchFiles, *arguments: Any) -> list[int]:
+    def grows(self: BatchFiles, *arguments: Any) -> Plan:
         found = plan(self, *arguments)
         with path.open("a") as file:
             file.write('{"text": "b"}\n')
@@ -567,13 +567,56 @@ def test_jobs_are_listed_by_page_and_filter(http: httpx.Client, folder: Path) ->
         assert page(**query)["error"]["details"][0]["metadata"]["field"] == next(iter(query))
 
 
+def test_jobs_are_listed_in_the_order_that_is_asked_for(http: httpx.Client, folder: Path) -> None:
+    source = write(folder, "one.jsonl", {"text": "a"})
+    made = {
+        name: run(http, body(source, "medsiglip", displayName=name, labels={"set": "order"}))
+        for name in ("beta", "alpha", "gamma")
+    }
+
+    def names(**query: str) -> list[str]:
+        found: list[str] = []
+        token = ""
+        while True:
+            asked = {"filter": "labels.set:*", "pageSize": "2", "pageToken": token, **query}
+            page = http.get(JOBS, params={key: value for key, value in asked.items() if value}).json()
+            found += [job["displayName"] for job in page["batchPredictionJobs"] if job["labels"]["set"] == "order"]
+            token = page.get("nextPageToken", "")
+            if not token:
+                return found
+
+    assert names(orderBy="display_name") == ["alpha", "beta", "gamma"]
+    assert names(orderBy="displayName desc") == ["gamma", "beta", "alpha"]
+    assert names(orderBy="createTime") == ["beta", "alpha", "gamma"]
+    assert names() == names(orderBy="create_time desc") == ["gamma", "alpha", "beta"]
+    middle = made["alpha"]["createTime"]
+    assert names(filter=f'labels.set="order" AND create_time>="{middle}"') == ["gamma", "alpha"]
+    assert names(filter=f'labels.set="order" AND create_time<"{middle}"') == ["beta"]
+    assert (
+        http.get(JOBS, params={"orderBy": "colour"}).json()["error"]["details"][0]["metadata"]["field"]
+        == "orderBy"
+    )
+
+
+def test_place_in_one_list_is_none_in_another(http: httpx.Client, folder: Path) -> None:
+    source = write(folder, "one.jsonl", {"text": "a"})
+    for _ in range(2):
+        run(http, body(source, "medsiglip", labels={"set": "token"}))
+    first = http.get(JOBS, params={"filter": 'labels.set="token"', "pageSize": "1"}).json()
+
+    for query in ({}, {"filter": 'labels.set="token"', "orderBy": "display_name"}):
+        answer = http.get(JOBS, params={**query, "pageToken": first["nextPageToken"]})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["details"][0]["metadata"]["field"] == "pageToken"
+
+
 def test_oldest_job_that_is_over_makes_room(http: httpx.Client, folder: Path) -> None:
     jobs = Jobs()
     made = [jobs.make(ROOT, None, None) for _ in range(MAX_KEPT + 1)]  # type: ignore[arg-type]
 
     for job in made:
         jobs.keep(job)
-        job.end()
+        job.standing = job.standing.over_with(None, stopped=False)
 
     assert jobs.find(ROOT, made[1].id) is made[1]
     with pytest.raises(MedportError):
@@ -594,12 +637,11 @@ def test_oldest_job_that_is_over_makes_room(http: httpx.Client, folder: Path) ->
         ({"inputConfig": {"instancesFormat": "csv", "gcsSource": {"uris": ["a"]}}}, "inputConfig.instancesFormat"),
         ({"inputConfig": {"instancesFormat": "jsonl"}}, "inputConfig.gcsSource"),
         ({"inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": []}}}, "inputConfig.gcsSource.uris"),
-        ({"inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["a"]}, "bigquerySource": {}}},
-         "inputConfig.bigquerySource"),
+        ({"inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["a"]}, "speed": {}}},
+         "inputConfig.speed"),
         ({"outputConfig": {"predictionsFormat": "csv", "gcsDestination": {"outputUriPrefix": "a"}}},
          "outputConfig.predictionsFormat"),
         ({"speed": 1}, "speed"),
-        ({"encryptionSpec": {"kmsKeyName": "k"}}, "encryptionSpec"),
         ({"dedicatedResources": {"speed": 1}}, "dedicatedResources.speed"),
         ({"modelParameters": {"x": 1}}, "modelParameters.x"),
         ({"model": f"{ROOT}/models/medsiglip", "modelParameters": {"resultForm": "container"}},
@@ -621,6 +663,46 @@ def test_job_that_cannot_be_is_refused_by_name(http: httpx.Client, changes: dict
     answer = http.post(JOBS, json={**body("a.jsonl"), **changes})
 
     assert answer.status_code in (400, 404)
+    assert answer.json()["error"]["details"][0]["metadata"]["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"speed": 1}, "Unknown name \"speed\" at 'batch_prediction_job': Cannot find field."),
+        (
+            {"dedicatedResources": {"machineSpec": {"bogusKey": 1}}},
+            "Unknown name \"bogusKey\" at 'batch_prediction_job.dedicated_resources.machine_spec'",
+        ),
+        (
+            {"input_config": {"instances_format": "jsonl", "gcsSource": {}, "x": 1}, "inputConfig": None},
+            "Unknown name \"x\" at 'batch_prediction_job.input_config'",
+        ),
+    ],
+)
+def test_unknown_field_is_told_in_googles_words(http: httpx.Client, changes: dict[str, Any], said: str) -> None:
+    wanted = {**body("a.jsonl"), **changes}
+
+    error = http.post(JOBS, json={key: value for key, value in wanted.items() if value}).json()["error"]
+
+    assert (error["code"], error["status"]) == (400, "INVALID_ARGUMENT")
+    assert f"Invalid JSON payload received. {said}" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"encryptionSpec": {"kmsKeyName": "k"}}, "encryptionSpec"),
+        ({"generateExplanation": True}, "generateExplanation"),
+        ({"inputConfig": {"instancesFormat": "bigquery", "bigquerySource": {}}}, "inputConfig.bigquerySource"),
+    ],
+)
+def test_what_only_vertex_has_is_refused_as_not_here(
+    http: httpx.Client, changes: dict[str, Any], field: str
+) -> None:
+    answer = http.post(JOBS, json={**body("a.jsonl"), **changes})
+
+    assert answer.status_code == 501
     assert answer.json()["error"]["details"][0]["metadata"]["field"] == field
 
 

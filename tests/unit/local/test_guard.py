@@ -22,7 +22,7 @@ from support.running import LoopThread
 from medport.errors import ConfigError
 from medport_local.app import Settings, Tls
 from medport_local.engine.engine import EngineLimits
-from medport_local.serving import chain, keys
+from medport_local.serving import chain, keys, verbs
 from medport_local.serving.exchange import Door
 from medport_local.serving.logs import JsonFormatter
 
@@ -34,21 +34,23 @@ PARAMETERS = {
 }  # fmt: skip
 CHAT = {"model": "", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 BODY = {**CHAT, "instances": [CHAT], "input": "hello"}
-OPEN = {"/health", "/health/live", "/health/ready", "/ping"}
+OPEN = {"/health", "/health/live", "/health/ready", "/ping", "/token"}
+"""Where tokens are given, the assertion is the credential."""
 ABOUT_NO_MODEL = {"/metrics", "/openapi.json"}
 
 
 @pytest.fixture(scope="module")
 def made_keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     file = tmp_path_factory.mktemp("keys") / "keys.json"
-    every = list(keys.ACTIONS)
+    every = list(verbs.ACTIONS)
     return {
         "file": str(file),
         "all": keys.add(file, "all", actions=every),
         "medgemma": keys.add(file, "medgemma", actions=every, models=["medgemma"]),
+        "medgemma-dicom": keys.add(file, "medgemma-dicom", models=["medgemma-dicom"]),
         "stranger": keys.add(file, "stranger", actions=every, models=["no-such-endpoint"]),
         "expired": keys.add(file, "expired", actions=every, expires=date(2020, 1, 1)),
-        **{f"only-{action}": keys.add(file, f"only-{action}", actions=[action]) for action in keys.ACTIONS},
+        **{f"only-{action}": keys.add(file, f"only-{action}", actions=[action]) for action in verbs.ACTIONS},
     }
 
 
@@ -101,7 +103,7 @@ def ask(server: LocalServer, method: str, path: str, key: str | None, **headers:
         return client.request(method, path, json=BODY if method == "POST" else None, headers=headers)
 
 
-def test_all_routes_are_doors_and_only_health_is_open(server: LocalServer) -> None:
+def test_all_routes_are_doors_and_only_health_and_tokens_are_open(server: LocalServer) -> None:
     rows = table(server)
 
     assert len(rows) > 20
@@ -126,7 +128,7 @@ def test_all_routes_are_doors_and_only_health_is_open(server: LocalServer) -> No
         {"Host": "x/health", "X-Original-URL": "/health", "X-Forwarded-For": "127.0.0.1"},
     ],
 )
-def test_attack_1_no_route_but_health_answers_without_a_key(server: LocalServer, headers: dict[str, str]) -> None:
+def test_attack_1_no_route_but_those_answers_without_a_key(server: LocalServer, headers: dict[str, str]) -> None:
     answered = set()
     for method, path, _ in table(server):
         for way in (path, f"{path}?key={ROOT_KEY}"):
@@ -142,7 +144,7 @@ def test_expired_key_opens_nothing(server: LocalServer, made_keys: dict[str, str
     assert answered == OPEN
 
 
-@pytest.mark.parametrize("action", keys.ACTIONS)
+@pytest.mark.parametrize("action", verbs.ACTIONS)
 def test_key_for_one_action_opens_the_routes_of_that_action_alone(
     server: LocalServer, made_keys: dict[str, str], action: str
 ) -> None:
@@ -205,6 +207,34 @@ def test_key_for_one_model_answers_for_that_one(server: LocalServer, made_keys: 
         other = path.replace("endpoints/medgemma", "endpoints/medgemma_dicom")
         if other != path:
             assert ask(server, method, other, made_keys["medgemma"]).status_code == 403, other
+
+
+def test_key_for_one_endpoint_learns_of_no_other(server: LocalServer, made_keys: dict[str, str]) -> None:
+    def asked(model: str | None, key: str) -> tuple[int, str]:
+        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+        with server.client(key) as client:
+            answer = client.post("/v1/chat/completions", json=body | ({"model": model} if model else {}))
+        return answer.status_code, answer.text
+
+    narrow = made_keys["medgemma-dicom"]
+    there, nowhere = asked("medgemma-shared", narrow), asked("no-such-thing", narrow)
+
+    assert there == nowhere
+    assert there[0] == 404
+    assert "medgemma-shared" not in there[1]
+    assert ask(server, "GET", "/v1/models/medgemma-shared", narrow).status_code == 403
+    assert ask(server, "GET", "/v1/models/no-such-thing", narrow).status_code == 403
+
+
+def test_key_for_one_endpoint_is_answered_by_that_where_no_model_is_named(
+    server: LocalServer, made_keys: dict[str, str]
+) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    with server.client(made_keys["medgemma-dicom"]) as client:
+        answer = client.post("/v1/chat/completions", json=body)
+
+    assert answer.status_code == 200
+    assert answer.headers["X-Vertex-AI-Deployed-Model-Id"] == "1001"
 
 
 def test_refused_request_touches_no_engine(server: LocalServer, made_keys: dict[str, str]) -> None:

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 from medport.errors import AuthError, ConfigError, Forbidden
 from medport_local import cli_keys
 from medport_local.serving import keys
-from medport_local.serving.keys import ANYONE, KeyRing
+from medport_local.serving.identity import ANYONE
+from medport_local.serving.keyring import KeyRing
 from medport_local.serving.limits import Rate
+from medport_local.serving.verbs import ACTIONS
 
 NOON = datetime(2026, 12, 31, 12, tzinfo=UTC).timestamp()
 
@@ -58,10 +60,10 @@ def test_key_is_known_by_what_it_may_do(file: Path) -> None:
 
     assert principal.name == "gw"
     assert (principal.rate, principal.concurrent) == (Rate(60, 60), 4)
-    principal.check_action("infer")
+    principal.check("infer")
     principal.check_model("medgemma")
     with pytest.raises(Forbidden, match="read"):
-        principal.check_action("read")
+        principal.check("read")
     with pytest.raises(Forbidden) as refused:
         principal.check_model("medgemma_dicom")
     assert "medgemma" not in str(refused.value)
@@ -100,7 +102,7 @@ def test_key_of_the_environment_may_do_everything_beside_the_file(file: Path) ->
 
     root = ring.identify("the-root-key")
 
-    assert root.actions == set(keys.ACTIONS)
+    assert root.actions == set(ACTIONS)
     assert root.may("anything")
     assert ring.identify(named).name == "gw"
 

@@ -441,7 +441,7 @@ def test_every_route_but_health_wants_the_key(server: inprocess.Server) -> None:
             answer = httpx.request(method, server.base_url + path, headers=headers)
             if answer.status_code != 401:
                 open_paths.add(path)
-    assert open_paths == {"/health", "/health/live", "/health/ready", "/ping"}
+    assert open_paths == {"/health", "/health/live", "/health/ready", "/ping", "/token"}
 
 
 def test_key_is_taken_from_either_header(server: inprocess.Server) -> None:
