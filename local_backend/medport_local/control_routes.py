@@ -33,6 +33,7 @@ _KNOWN = frozenset((
     "languageCode", "listAllVersions", "modelId", "name", "orderBy", "pageSize", "pageToken", "parentModel",
     "readMask", "returnPartialSuccess", "timeout", "updateMask", "view",
 ))  # fmt: skip
+_MOST_KEYS = 100
 _LAST = re.compile(r"\{[^}]*\}")
 
 
@@ -93,7 +94,11 @@ def _query(exchange: Exchange) -> dict[str, str]:
     """The query's own keys, in JSON's spelling."""
     found: dict[str, str] = {}
     text = exchange.scope["query_string"].decode("latin-1")
-    for key, value in parse_qsl(text, keep_blank_values=True, max_num_fields=100):
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=_MOST_KEYS)
+    except ValueError:
+        raise InputError(f"has more than {_MOST_KEYS} keys", field="query", remedy="send fewer") from None
+    for key, value in pairs:
         if key in _EVERYWHERE or key.startswith("$"):
             continue
         name = to_camel(key)

@@ -18,7 +18,6 @@ from medport_local.control.database import Database
 from medport_local.control.faults import Faults
 from medport_local.control.plane import LOADING, Plane, PlaneSettings
 from medport_local.control.project import Project
-from medport_local.control.versions import version_shown
 from medport_local.control_routes import routes_of
 from medport_local.hosting import EngineHost, HostOptions
 from medport_local.serving.batch import Batches
@@ -134,7 +133,7 @@ class ControlledModels:
         )
         self._plane.start()
         targets = BatchTargets(
-            project, self._database, self._plane.fleet, host, asked=Target, version_of=version_shown
+            project, self._database, self._plane.fleet, host, asked=Target, version_of=self._plane.version_of
         )
         self._batches = Batches(targets, self._batch_files, KeptJobs(self._database))
 

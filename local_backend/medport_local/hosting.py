@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -78,6 +78,8 @@ class EngineHost:
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         """One at a time: two that look for free memory at once would both find it."""
+        self._kept: dict[str, ExitStack] = {}
+        """What is deployed, engine or not, by the sha256 of the snapshot."""
         self._running: dict[int, _Running] = {}
         """By the identity of what was started."""
         self._users: Counter[str] = Counter()
@@ -101,6 +103,17 @@ class EngineHost:
             _let_go(fault)
             raise
 
+    def keep(self, snapshots: Set[str]) -> None:
+        """See ``Host.keep``."""
+        for gone in self._kept.keys() - snapshots:
+            self._kept.pop(gone).close()
+        for sha256 in snapshots - self._kept.keys():
+            self._kept[sha256] = held = ExitStack()
+            try:
+                self._shelf.hold(sha256, held)
+            except (MedportError, OSError) as fault:
+                logger.warning("snapshot %.12s is not held against gc: %s", sha256, type(fault).__name__)
+
     def stop(self, running: Served) -> None:
         """See ``Host.stop``."""
         with self._lock:
@@ -113,6 +126,12 @@ class EngineHost:
         dialect = _dialect(intent, known)
         with ExitStack() as held:
             snapshot = self._shelf.open(known, held)
+            if snapshot.snapshot_sha256 != known.snapshot_sha256:
+                raise VerificationError(
+                    "changed while it was opened",
+                    field="artifactUri",
+                    remedy="stop whatever writes there, then deploy it again",
+                )
             pins = _pins(intent, snapshot, self._options.image_digest)
             with self._loading:
                 _go_on(cancelled)

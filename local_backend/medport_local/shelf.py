@@ -92,6 +92,16 @@ class Shelf:
             directory=resolved,
         )
 
+    def hold(self, sha256: str, held: ExitStack) -> None:
+        """Keep a snapshot of the store from being collected until ``held`` is closed.
+
+        Raises:
+            NotFound: it has been collected just now. One that is not there at all, or no store's, is passed over.
+        """
+        for each in self.known():
+            if each.snapshot_sha256 == sha256 and each.stored is not None and self._store is not None:
+                held.enter_context(self._store.hold(each.stored))
+
     def open(self, known: Known, held: ExitStack) -> Snapshot:
         """Verify all but the weights, which are hashed as they are loaded. Held until ``held`` is closed.
 

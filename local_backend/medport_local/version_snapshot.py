@@ -10,17 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from medport.errors import NotFound, PreconditionFailed, VerificationError
 from medport.wire.vertex import from_label
 from medport_local.shelf import Known, Shelf
+from medport_local.snapshot import Family
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PUBLISHER = re.compile(
     r"(?:publishers/)?(?:hf-)?(?P<owner>[^/@]+)/(?:models/)?(?P<model>[^/@]+)(?:@(?P<version>.+))?"
 )
+_FAMILIES = get_args(Family)
 _PIN = "give containerSpec.env MEDPORT_SNAPSHOT_SHA256"
 
 
@@ -58,7 +60,9 @@ def snapshot_of(version: Mapping[str, Any], shelf: Shelf, *, pinned: str = "") -
     hints = hints_of(version)
     if pinned:
         hints.sha256s.append(Hint(pinned, "the deployed model"))
-    for each in (hints.sha256s, hints.revisions, hints.model_ids, hints.directories):
+    # A family names several models, of which another hint may name one; each is held against what is found.
+    single = [hint for hint in hints.model_ids if hint.value.rpartition("/")[2] not in _FAMILIES]
+    for each in (hints.sha256s, hints.revisions, single, hints.directories):
         _check_one(each)
     found = _chosen(hints, str(version.get("displayName", "")), shelf)
     said = f"the snapshot {found.snapshot_sha256:.12}"
@@ -84,10 +88,10 @@ def hints_of(version: Mapping[str, Any]) -> Hints:
     env = {each.get("name"): each.get("value", "") for each in spec.get("env", ())}
     labels = version.get("labels") or {}
     hints = Hints()
-    if text := env.get("MEDPORT_SNAPSHOT_SHA256"):
+    if (text := env.get("MEDPORT_SNAPSHOT_SHA256")) is not None:
         place = "containerSpec.env MEDPORT_SNAPSHOT_SHA256"
         hints.sha256s.append(_formed(_SHA256, text.removeprefix("sha256:"), place, "64 hex digits"))
-    if label := labels.get("medport-snap"):
+    if (label := labels.get("medport-snap")) is not None:
         hints.sha256s.append(
             _formed(_SHA256, from_label(label) or "", "labels medport-snap", "the base32 of a sha256")
         )
@@ -97,7 +101,7 @@ def hints_of(version: Mapping[str, Any]) -> Hints:
         ("labels medport-rev", labels.get("medport-rev")),
         *(("containerSpec.args --revision", each) for each in _given(arguments, "revision")),
     ):
-        if text:
+        if text is not None:
             hints.revisions.append(_formed(_COMMIT, text, place, "the 40 hex digits of a commit: a branch moves"))
     garden = (version.get("baseModelSource") or {}).get("modelGardenSource") or {}
     for place, text in (

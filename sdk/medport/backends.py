@@ -32,6 +32,9 @@ from medport.wire import checked
 from medport.wire.vertex import (
     ADAPTER_HEADER,
     DEPLOYED_MODEL_HEADER,
+    MODEL_HEADER,
+    MODEL_VERSION_HEADER,
+    PIN_HEADERS,
     REQUEST_ID_HEADER,
     EndpointList,
     EndpointResource,
@@ -104,6 +107,8 @@ class Target:
     server_name: str | None = None
     pins: Mapping[str, Pins] = field(default_factory=dict)
     """By deployed model id."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """By deployed model id, the model version that it was when it was looked up, as ``…/models/ID@VERSION``."""
     expires_at: float = 0.0
 
     def url(self, verb: Verb) -> str:
@@ -221,11 +226,18 @@ def locate(backend: Backend, family: Family) -> Generator[Request, Reply, Target
             endpoint = EndpointResource(name=name)  # may predict, may not read: the host is in the profile
         _check_location(name, endpoint.name)
     base_url, limit = _reach(backend, endpoint, wanted.dns if wanted else None)
-    pins = {}
+    pins, versions = {}, {}
     for deployed in endpoint.deployed_models:
         pins[deployed.id] = yield from _pins(backend, deployed.model, deployed.model_version_id)
+        versions[deployed.id] = f"{deployed.model.partition('@')[0]}@{deployed.model_version_id}"
     return Target(
-        endpoint.name, base_url, limit, backend.profile.server_name, pins, time.monotonic() + TARGET_TTL_S
+        endpoint.name,
+        base_url,
+        limit,
+        backend.profile.server_name,
+        pins,
+        versions,
+        time.monotonic() + TARGET_TTL_S,
     )
 
 
@@ -339,11 +351,14 @@ def provenance(
 ) -> Provenance:
     """Which bytes answered. The one place where a result's provenance is made."""
     deployed = reply.headers.get(DEPLOYED_MODEL_HEADER.lower())
-    if deployed is None and len(target.pins) == 1:
-        deployed = next(iter(target.pins))
-    elif deployed is None and (named := _DEPLOYED.search(reply.body)):
+    if deployed is None and (named := _DEPLOYED.search(reply.body)):
         deployed = named[1].decode()
-    pins = pins_from_headers(reply.headers, target.pins.get(deployed or "", Pins()))
+    elif deployed is None and len(target.pins) == 1:
+        deployed = next(iter(target.pins))
+    looked_up = target.pins.get(deployed or "", Pins())
+    if _version_in(reply) not in (None, target.versions.get(deployed or "")):
+        looked_up = Pins()  # the id was given to another version since
+    pins = pins_from_headers(reply.headers, looked_up)
     return Provenance(
         backend=backend.name,
         kind=backend.kind,
@@ -366,6 +381,13 @@ def provenance(
         parent=pins.parent,
         adapters=_adapters(reply.headers.get(ADAPTER_HEADER.lower(), "")),
     )
+
+
+def _version_in(reply: Reply) -> str | None:
+    """The version that answered, as ``…/models/ID@VERSION``, if a server of ours says which bytes it is."""
+    names = (MODEL_HEADER, MODEL_VERSION_HEADER, PIN_HEADERS["snapshot_sha256"])
+    model, version, snapshot = (reply.headers.get(name.lower()) for name in names)
+    return f"{model}@{version}" if model and version and snapshot else None
 
 
 def _adapters(header: str) -> dict[str, str]:

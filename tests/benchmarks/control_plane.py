@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,9 @@ class NoEngines:
 
     def start(self, intent: Intent, cancelled: Callable[[], bool]) -> str:
         return intent.deployed_model_id
+
+    def keep(self, snapshots: Set[str]) -> None:
+        pass
 
     def stop(self, running: str) -> None:
         pass

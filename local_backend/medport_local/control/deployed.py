@@ -96,6 +96,24 @@ def of_model(transaction: Transaction, model: str, version: str | None = None) -
     ]
 
 
+def of_models(transaction: Transaction, models: str) -> dict[tuple[str, str], list[Json]]:
+    """As ``of_model`` for many at once, by name and version.
+
+    Args:
+        models: their names, as a JSON list.
+    """
+    found: dict[tuple[str, str], list[Json]] = {}
+    for each in map(
+        of_row,
+        transaction.all(
+            "SELECT * FROM deployment WHERE model IN (SELECT value FROM json_each(?)) ORDER BY created, id", models
+        ),
+    ):
+        key = (each.model, each.intent.model_version_id)
+        found.setdefault(key, []).append({"endpoint": each.endpoint, "deployedModelId": each.id})
+    return found
+
+
 def of(transaction: Transaction, endpoint: str) -> list[Deployment]:
     """All of one endpoint, the oldest first."""
     rows = transaction.all("SELECT * FROM deployment WHERE endpoint = ? ORDER BY created, id", endpoint)
@@ -105,6 +123,12 @@ def of(transaction: Transaction, endpoint: str) -> list[Deployment]:
 def every(transaction: Transaction) -> list[Deployment]:
     """All of this server, the oldest first."""
     return [of_row(row) for row in transaction.all("SELECT * FROM deployment ORDER BY created, endpoint, id")]
+
+
+def snapshots(transaction: Transaction) -> frozenset[str]:
+    """The sha256s of all that are deployed, being deployed or undeployed."""
+    rows = transaction.all("SELECT DISTINCT json_extract(intent, '$.snapshot_sha256') AS sha256 FROM deployment")
+    return frozenset(row["sha256"] for row in rows if row["sha256"])
 
 
 def find(transaction: Transaction, endpoint: str, id_: str) -> Deployment | None:

@@ -277,9 +277,7 @@ class Deploying(Generic[T]):
         self._engines.keep(gone)
         self._fleet.reread(endpoint)
 
-    def _apply(
-        self, tx: Transaction, name: str, apply: operations.Apply, cancelled: Callable[[], bool]
-    ) -> None:
+    def _apply(self, tx: Transaction, name: str, apply: operations.Apply, cancelled: Callable[[], bool]) -> None:
         operation = operations.find(tx, name)
         if operation is None or operation.state == "DONE":
             return

@@ -18,6 +18,7 @@ from medport_local.control.database import Database, Transaction
 from medport_local.control.deployed import Deployment
 from medport_local.control.fleet import Fleet
 from medport_local.control.host import Host, Intent
+from medport_local.control.scaling import scaling_of
 from medport_local.control.worker import LeftOff, Worker
 
 T = TypeVar("T")
@@ -25,8 +26,9 @@ R = TypeVar("R")
 
 ATTEMPTS = 3
 """Starts of an engine that ended with the whole process; then it is the engine's fault."""
-_AGAIN_S = 30.0
-"""Before an engine that failed for a passing reason is tried again."""
+AGAIN_S = 30.0
+"""Before an engine that failed for a passing reason is tried again, or one that sleeps for any reason: each try
+may read a whole snapshot."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,9 @@ class Engines(Generic[T]):
         running = self._fleet.doze(endpoint, id_)
         if running is None:
             return
-        self.keep(lambda tx: change(tx, endpoint, id_, state="ASLEEP"))
+        if not self.keep(lambda tx: _asleep(tx, endpoint, id_)):
+            self._fleet.install(endpoint, id_, running)
+            return
         self.end(running)
         self._fleet.reread(endpoint)
 
@@ -68,7 +72,9 @@ class Engines(Generic[T]):
         """What is started, the first time and after each restart: the snapshot that the version meant first."""
         intent = deployment.intent
         if not intent.snapshot_sha256:
-            intent = replace(intent, snapshot_sha256=self._host.resolve(intent))
+            intent = replace(
+                intent, snapshot_sha256=self._asked(lambda: self._host.resolve(deployment.intent), intent)
+            )
             self.keep(lambda tx: change(tx, intent.endpoint, intent.deployed_model_id, intent=intent))
         return intent
 
@@ -78,8 +84,11 @@ class Engines(Generic[T]):
         Args:
             unwanted: asked now and then; true: leave off. The server's end is asked for too.
         """
+        return self._asked(lambda: self._host.start(intent, lambda: self._worker.closing or unwanted()), intent)
+
+    def _asked(self, what: Callable[[], R], intent: Intent) -> R:
         try:
-            return self._host.start(intent, lambda: self._worker.closing or unwanted())
+            return what()
         except MedportError:
             raise
         except Exception as fault:
@@ -121,7 +130,7 @@ class Engines(Generic[T]):
             raise LeftOff
         logger.warning("deployed model %s could not be started: %s", id_, type(error).__name__)
         row = self.keep(lambda tx: change(tx, endpoint, id_, attempts=0, last_error=str(error)))
-        again_s = 0.0 if row.state == "ASLEEP" else _AGAIN_S if error.retryable else None
+        again_s = AGAIN_S if row.state == "ASLEEP" or error.retryable else None
         self._fleet.failed(endpoint, id_, str(error), again_s=again_s)
         self._fleet.reread(endpoint)
 
@@ -131,6 +140,16 @@ def change(tx: Transaction, endpoint: str, id_: str, **fields: Any) -> Deploymen
     row = deployed.find(tx, endpoint, id_)
     assert row is not None, "only a job of its endpoint's lane takes a deployment away"
     return deployed.update(tx, replace(row, **fields))
+
+
+def _asleep(tx: Transaction, endpoint: str, id_: str) -> bool:
+    """Note that a model sleeps, unless it shall have a replica since it was found idle."""
+    row = deployed.find(tx, endpoint, id_)
+    assert row is not None, "only a job of its endpoint's lane takes a deployment away"
+    if not scaling_of(row.body).to_zero:
+        return False
+    deployed.update(tx, replace(row, state="ASLEEP"))
+    return True
 
 
 def _count(tx: Transaction, endpoint: str, id_: str) -> Deployment:

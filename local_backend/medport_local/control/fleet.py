@@ -124,11 +124,10 @@ class Fleet(Generic[T]):
             NotFound, Forbidden: no such endpoint, deployed model, location or project.
             PreconditionFailed: the endpoint has no traffic split.
             ColdStart: the model sleeps; it is being woken by this.
-            NotReady: the model is being loaded after a restart, or failed to be: its share of the traffic is not
-                given to another, which nobody approved for it.
+            NotReady: the model is being loaded after a restart, or could not be, or could not be woken: its share
+                of the traffic is not given to another, which nobody approved for it.
         """
         self._project.check(project, location)
-        asleep = False
         with self._changed:
             route = self._routes.get(endpoint)
             if route is not None and (deployed_model or route.split):
@@ -145,14 +144,15 @@ class Fleet(Generic[T]):
                 failure = self._failed.get(key)
                 again = None if failure is None else failure.again
                 due = again is not None and again <= self._clock()
-                knocked = (asleep or due) and key not in self._waking
+                knocked = ((asleep and failure is None) or due) and key not in self._waking
                 if knocked:
                     self._waking.add(key)
+                coming = asleep and key in self._waking
         if route is None or not (deployed_model or route.split):
             self._refuse(endpoint, deployed_model)
         if knocked:
             self.wanted(*key)
-        if asleep:
+        if coming:
             raise ColdStart()
         if failure is not None:
             raise NotReady(f"deployed model {id_} could not be started: {failure.reason}", retry_after_s=60)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -45,6 +45,16 @@ class Host(Protocol[T]):
 
         Raises:
             VerificationError, ConfigError, QuotaExceeded, MedportError: why not. Nothing is left running.
+        """
+        ...
+
+    def keep(self, snapshots: Set[str]) -> None:
+        """Let nothing remove these snapshots: they are deployed, with an engine or asleep.
+
+        What an earlier call kept and this does not name is given up. Never called twice at once.
+
+        Args:
+            snapshots: sha256s.
         """
         ...
 

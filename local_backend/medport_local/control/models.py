@@ -112,9 +112,8 @@ class Models:
         mask = masks.given(ask.query, "read_mask")
         with self._database.reading() as transaction:
             rows, token = paging.page(transaction, self._listing, (self._project.parent,), ask.query)
-            shown = [
-                masks.read(mask, _visible(version_shown(transaction, row["name"]), ask), Model) for row in rows
-            ]
+            found = versions.defaults_shown(transaction, [records.of_row(row) for row in rows])
+        shown = [masks.read(mask, _visible(model, ask), Model) for model in found]
         return _listed(shown, token)
 
     async def _list_versions(self, ask: Ask) -> Json:

@@ -126,9 +126,7 @@ class OperationCalls:
         with self._database.reading() as tx:
             rows = tx.all(_LISTED, before, resource, resource, done, done, size + 1)
         page: Json = {
-            "operations": [
-                each.shown() for each in map(operations.of_row, rows[:size]) if _known(ask, each)
-            ]
+            "operations": [each.shown() for each in map(operations.of_row, rows[:size]) if _known(ask, each)]
         }
         if len(rows) > size:
             page["nextPageToken"] = str(rows[size - 1]["place"])
@@ -157,8 +155,9 @@ class OperationCalls:
 
 def _known(ask: Ask, operation: Operation) -> bool:
     """Whether the caller may know of it: not if another began it, about an endpoint that is not the caller's."""
-    # Model Garden's stand under the location, and tell of the endpoint that they make.
-    _, found, endpoint = str(operation.request.get("endpoint") or operation.resource).partition("/endpoints/")
+    # Model Garden's stand under the location; while they last and when they are done they name the endpoint.
+    made = operation.request.get("endpoint") or (operation.response or {}).get("endpoint")
+    _, found, endpoint = str(made or operation.resource).partition("/endpoints/")
     return not found or ask.may(endpoint) or operation.caller == ask.caller != ""
 
 

@@ -193,7 +193,7 @@ class Operations:
             {"@type": _EMPTY} if message is None else {"@type": f"{_TYPE}.{operation.api}.{message}", **response}
         )
         transaction.run(
-            "UPDATE operation SET state = 'DONE', response = ?, updated = ? WHERE name = ?",
+            "UPDATE operation SET state = 'DONE', request = '{}', response = ?, updated = ? WHERE name = ?",
             _dump(typed), stamp(), name,
         )  # fmt: skip
         return get(transaction, name)
@@ -209,7 +209,7 @@ class Operations:
         _going_on(transaction, name)
         said = {"code": code or RPC_CODES.get(row_of(error).status, 2), "message": str(error)}
         transaction.run(
-            "UPDATE operation SET state = 'DONE', error = ?, updated = ? WHERE name = ?",
+            "UPDATE operation SET state = 'DONE', request = '{}', error = ?, updated = ? WHERE name = ?",
             _dump(said),
             stamp(),
             name,

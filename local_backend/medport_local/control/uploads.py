@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from medport.errors import AlreadyExists, InputError
+from medport.errors import AlreadyExists, InputError, PreconditionFailed
 from medport_local.control import ids, labels, records, versions
 from medport_local.control.database import Transaction
 from medport_local.control.forms import read, written
@@ -59,6 +59,25 @@ def upload(transaction: Transaction, project: Project, request: Json, *, require
     versions.give_aliases(transaction, name, number, (*form.model.version_aliases, *first))
     versions.settled(transaction, found)
     return {"model": name, "modelVersionId": number}
+
+
+def deployable(
+    transaction: Transaction, model: str, version: str | None = None, *, require_digest: bool = False
+) -> Json:
+    """A Model version as a GET shows it, if it may run here.
+
+    Raises:
+        NotFound: as ``versions.version_shown``.
+        PreconditionFailed: its image has a tag only; it was uploaded before ``require_digest`` was wanted.
+    """
+    shown = versions.version_shown(transaction, model, version)
+    if require_digest and not _DIGEST.fullmatch(shown.get("containerSpec", {}).get("imageUri", "")):
+        raise PreconditionFailed(
+            "this server takes images by digest only, and this version's has none",
+            field="model",
+            remedy="upload a version whose image is NAME@sha256:DIGEST",
+        )
+    return shown
 
 
 def _kept(model: Model) -> Json:

@@ -8,7 +8,10 @@ Source: Vertex AI REST reference, projects.locations.models; UpdateModelRequest.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import orjson
 
 from medport.errors import Conflict, InputError, NotFound, PreconditionFailed
 from medport_local.control import deployed, ids, labels, records
@@ -57,15 +60,45 @@ def resolved(transaction: Transaction, model: str, version: str | None = None) -
     return found, one
 
 
+def defaults_shown(transaction: Transaction, models: Sequence[Record]) -> list[Json]:
+    """Models as a list shows them, in their default versions: a few queries, however many they are."""
+    names = orjson.dumps([model.name for model in models]).decode()
+    aliases: dict[tuple[str, str], list[str]] = {}
+    for row in transaction.all(
+        "SELECT model, alias, version FROM alias WHERE model IN (SELECT value FROM json_each(?)) ORDER BY alias",
+        names,
+    ):
+        aliases.setdefault((row["model"], row["version"]), []).append(row["alias"])
+    rows = transaction.all(
+        "SELECT resource.* FROM json_each(?) AS wanted"
+        " JOIN alias ON alias.model = wanted.value AND alias.alias = ?"
+        " JOIN resource ON resource.name = alias.model || '@' || alias.version",
+        names,
+        DEFAULT,
+    )
+    versions = {row["parent"]: records.of_row(row) for row in rows}
+    where = deployed.of_models(transaction, names)
+    found = []
+    for model in models:
+        version = versions[model.name]
+        key = (model.name, number_of(version))
+        found.append(_shown(model, version, aliases[key], where.get(key, [])))
+    return found
+
+
 def shown(transaction: Transaction, model: Record, version: Record) -> Json:
     """A Model in proto3 JSON, without what has its default value."""
     number = number_of(version)
-    merged = {**model.body["own"], **version.body.get("labels", {})}
     where = deployed.of_model(transaction, model.name, number)
+    return _shown(model, version, aliases_of(transaction, model.name, number), where)
+
+
+def _shown(model: Record, version: Record, aliases: list[str], where: list[Json]) -> Json:
+    merged = {**model.body["own"], **version.body.get("labels", {})}
     return {
         "name": model.name,
-        "versionId": number,
-        "versionAliases": aliases_of(transaction, model.name, number),
+        "versionId": number_of(version),
+        "versionAliases": aliases,
         "versionCreateTime": version.created,
         "versionUpdateTime": version.updated,
         **{key: value for key, value in version.body.items() if key != "labels"},

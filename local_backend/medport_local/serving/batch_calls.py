@@ -41,6 +41,10 @@ class BatchCalls:
     async def create(self, exchange: Exchange) -> Response:
         """A batch prediction job; it is answered at once and runs on."""
         body = await exchange.json(limit=MAX_BODY_BYTES)
+        for named in (body.get("model"), body.get("endpoint")):
+            if isinstance(named, str) and named:
+                # Before it is looked for: what is not the caller's is not told from what is not there.
+                exchange.permit(named.rpartition("/")[2].partition("@")[0])
         job = self._batches.read(body, self._parent(exchange), tenant=exchange.tenant)
         exchange.permit(job.target.id)
         job.target.tell(exchange.facts)  # so that the audit log has who asked which model for a job

@@ -103,3 +103,20 @@ def test_key_for_another_endpoint_changes_nothing_here_nor_in_the_project(
         for method, path, door in rows(server):
             if door.action in CHANGES:
                 assert status(client, method, path) == 403, f"{method} {path}"
+
+
+def test_key_for_another_endpoint_cannot_find_out_by_a_batch_job_what_there_is(
+    server: LocalServer, made_keys: dict[str, str]
+) -> None:
+    here = "/v1/projects/local/locations/europe-west4"
+    with server.client(made_keys["deploy"]) as client:
+        made = client.post(f"{here}/endpoints", params={"endpointId": "hidden"}, json={"displayName": "hidden"})
+
+    answers = set()
+    with server.client(made_keys["elsewhere"]) as client:
+        for id_ in ("hidden", "no-such-thing"):
+            answer = client.post(f"{here}/batchPredictionJobs", json={"endpoint": f"{here[4:]}/endpoints/{id_}"})
+            answers.add((answer.status_code, answer.text))
+
+    assert made.status_code == 200
+    assert [status for status, _ in answers] == [403]

@@ -152,6 +152,13 @@ def test_query_that_is_given_in_two_spellings_is_refused(http: httpx.Client) -> 
     assert "updateMask: is given twice" in answer.json()["error"]["message"]
 
 
+def test_query_of_more_keys_than_any_call_has_is_refused_and_not_a_fault_of_the_server(http: httpx.Client) -> None:
+    answer = http.get(f"{HERE}/endpoints?{'&'.join(f'a{number}=1' for number in range(101))}")
+
+    assert answer.status_code == 400
+    assert "query: has more than 100 keys" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b" \n"])
 def test_body_may_be_left_out(http: httpx.Client, content: bytes) -> None:
     assert asked(http, "POST", f"{HERE}/endpoints/e:deployModel", content=content)["body"] == {}

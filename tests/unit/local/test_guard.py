@@ -230,11 +230,13 @@ def test_key_for_one_endpoint_is_answered_by_that_where_no_model_is_named(
     server: LocalServer, made_keys: dict[str, str]
 ) -> None:
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    answers = []
     with server.client(made_keys["medgemma-dicom"]) as client:
-        answer = client.post("/v1/chat/completions", json=body)
+        for named in ({}, {"model": "medgemma-dicom"}):
+            answers.append(client.post("/v1/chat/completions", json=body | named))
 
-    assert answer.status_code == 200
-    assert answer.headers["X-Vertex-AI-Deployed-Model-Id"] == "1001"
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert len({answer.headers["X-Vertex-AI-Deployed-Model-Id"] for answer in answers}) == 1
 
 
 def test_refused_request_touches_no_engine(server: LocalServer, made_keys: dict[str, str]) -> None:

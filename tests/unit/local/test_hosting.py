@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from medport_local.serving import container
 from medport_local.serving.batch_rows import Row
 from medport_local.serving.endpoints import DEDICATED, SHARED, Served, Threads
 from medport_local.serving.fetch import Fetcher
-from medport_local.shelf import Shelf
-from medport_local.snapshot import open_snapshot
+from medport_local.shelf import Known, Shelf
+from medport_local.snapshot import Snapshot, open_snapshot
 from medport_local.store import Store
 
 Json = dict[str, Any]
@@ -195,6 +196,20 @@ def test_snapshot_of_the_store_is_held_while_it_is_deployed(host: EngineHost, st
     assert store.collect(dry_run=False).snapshots
 
 
+def test_snapshot_of_a_model_that_sleeps_is_held_until_it_is_not_deployed_any_more(
+    host: EngineHost, store: Store
+) -> None:
+    sha256 = bring(store, weights_dir("medsiglip")).snapshot_sha256
+    served = started(host, intent(SIGLIP.model_id))
+
+    host.keep({sha256, "0" * 64})
+    host.stop(served)
+
+    assert not store.collect(dry_run=False).snapshots
+    host.keep(frozenset())
+    assert store.collect(dry_run=False).snapshots
+
+
 def test_model_that_does_not_fit_is_refused_with_the_bytes_needed_and_free(
     host: EngineHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +288,28 @@ def test_directory_is_deployed_and_a_changed_one_is_refused(
     with pytest.raises(VerificationError, match=r"tokenizer_config\.json"):
         started(host, wanted)
     assert served.pins.snapshot_sha256 == SIGLIP.snapshot_sha256
+
+
+def test_directory_that_changes_while_it_is_opened_is_refused(
+    threads: Threads, fetcher: Fetcher, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(weights_dir("medsiglip"), tmp_path / "models" / "siglip")
+    (folder / "manifest.json").unlink()
+    shelf = Shelf(store.root, [tmp_path / "models"])
+    host = EngineHost(shelf, threads, fetcher, HostOptions(models=ModelOptions(device="cpu")))
+    wanted = replace(intent(), version={"displayName": "x", "artifactUri": str(folder)})
+    wanted = replace(wanted, snapshot_sha256=host.resolve(wanted))
+    opened = shelf.open
+
+    def changed_first(known: Known, held: ExitStack) -> Snapshot:
+        with (folder / "config.json").open("a") as file:
+            file.write("\n")
+        return opened(known, held)
+
+    monkeypatch.setattr(shelf, "open", changed_first)
+
+    with pytest.raises(VerificationError, match="changed while"):
+        host.start(wanted, lambda: False)
 
 
 def _env(model_id: str) -> Json:

@@ -130,6 +130,11 @@ def test_contradiction_is_refused_and_both_sides_are_named(
         env(MEDPORT_REVISION="main", MODEL_ID=GEMMA.repo_id),
         args(f"--model={GEMMA.repo_id}", "--revision=v1.0"),
         {"labels": {"medport-snap": "short"}, "displayName": GEMMA.repo_id},
+        env(MEDPORT_SNAPSHOT_SHA256="", MODEL_ID=GEMMA.repo_id),
+        env(MEDPORT_REVISION="", MODEL_ID=GEMMA.repo_id),
+        args(f"--model={GEMMA.repo_id}", "--revision="),
+        {"labels": {"medport-snap": ""}, "displayName": GEMMA.repo_id},
+        {"labels": {"medport-rev": ""}, "displayName": GEMMA.repo_id},
     ],
 )
 def test_pin_that_is_none_is_refused_and_not_left_out(shelf: Shelf, version: Json) -> None:

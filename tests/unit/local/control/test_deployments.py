@@ -10,18 +10,21 @@ from typing import Any
 
 import pytest
 from tests.support.planes import PROJECT, Json, Standing, standing
+from tests.support.polling import wait_until
 
 from medport.errors import (
     AlreadyExists,
     InputError,
     MedportError,
     NotFound,
+    NotReady,
     PreconditionFailed,
     QuotaExceeded,
     Unsupported,
     VerificationError,
 )
 from medport.wire.vertex import ColdStart
+from medport_local.control import engines
 
 ONE = {"dedicatedResources": {"minReplicaCount": 1}}
 TO_ZERO = {"dedicatedResources": {"minReplicaCount": 0, "scaleToZeroSpec": {"idleScaledownPeriod": "0.2s"}}}
@@ -215,6 +218,20 @@ def test_a_deployment_that_cannot_be_is_refused_at_once_and_leaves_nothing(plane
 
     assert plane.rows() == []
     assert [op for op in plane.call("GET", "endpoints/e/operations")["operations"] if not op["done"]] == []
+
+
+def test_a_version_without_a_digest_from_before_the_policy_is_not_deployed_under_it(tmp_path: Path) -> None:
+    with standing(tmp_path) as made:
+        made.endpoint()
+        made.model("tagged", imageUri="registry.example/serve:latest")
+        made.model("pinned")
+        made.deployed("1", model="tagged")
+
+    with standing(tmp_path, require_digest=True) as strict:
+        wait_until(lambda: strict.host.keys() == ["e/1"])
+        with pytest.raises(PreconditionFailed, match="by digest only"):
+            strict.deploying("2", model="tagged")
+        strict.deployed("3", model="pinned")
 
 
 def test_a_split_that_does_not_add_up_is_refused_before_an_operation_begins(plane: Standing) -> None:
@@ -646,7 +663,10 @@ def test_a_model_without_requests_sleeps_and_a_request_wakes_it(plane: Standing)
     assert plane.shown()["1"]["status"]["availableReplicaCount"] == 1
 
 
-def test_a_wake_that_fails_says_why_and_the_next_request_tries_again(plane: Standing) -> None:
+def test_a_wake_that_fails_says_why_and_a_request_tries_again_after_a_while(
+    plane: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "AGAIN_S", 0.5)
     plane.deployed("1", **TO_ZERO)
     until(lambda: plane.rows()[0].state == "ASLEEP")
     plane.host.failures["1"] = VerificationError("model.safetensors changed")
@@ -654,10 +674,98 @@ def test_a_wake_that_fails_says_why_and_the_next_request_tries_again(plane: Stan
     with pytest.raises(ColdStart):
         plane.enter()
     until(lambda: "model.safetensors changed" in plane.shown()["1"]["status"]["message"])
+    with pytest.raises(NotReady, match=r"could not be started: model\.safetensors changed") as caught:
+        plane.enter()
     plane.host.failures.clear()
 
+    assert not isinstance(caught.value, ColdStart)
+    time.sleep(0.6)
     assert enter_awake(plane) == "1"
     assert "message" not in plane.shown()["1"]["status"]
+
+
+def test_a_model_that_cannot_wake_is_not_loaded_by_each_request(plane: Standing) -> None:
+    plane.deployed("1", **TO_ZERO)
+    until(lambda: plane.rows()[0].state == "ASLEEP")
+    plane.host.failures["1"] = VerificationError("model.safetensors changed")
+
+    for _ in range(20):
+        with pytest.raises(NotReady):
+            plane.enter()
+        assert plane.plane.quiet(5)
+
+    starts = 0
+    while plane.host.starting.acquire(blocking=False):
+        starts += 1
+    assert starts == 2
+
+
+def test_a_model_that_shall_have_a_replica_just_as_it_falls_asleep_stays_awake(
+    plane: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane.deployed("1", **TO_ZERO)
+    doze, dozed = plane.plane.fleet.doze, list[str]()
+
+    def meanwhile(endpoint: str, id_: str) -> object:
+        running = doze(endpoint, id_)
+        if running is not None:
+            mutate(
+                plane,
+                {"minReplicaCount": 1},
+                mask="dedicatedResources.minReplicaCount,dedicatedResources.scaleToZeroSpec",
+            )
+            dozed.append(id_)
+        return running
+
+    monkeypatch.setattr(plane.plane.fleet, "doze", meanwhile)
+    until(lambda: dozed == ["1"])
+    assert plane.plane.quiet(5)
+
+    assert plane.enter() == "1"
+    assert (plane.rows()[0].state, plane.host.notes) == ("READY", ["started e/1"])
+
+
+def test_a_snapshot_is_held_as_long_as_a_model_of_it_is_deployed_asleep_too(plane: Standing) -> None:
+    plane.deployed("1", **TO_ZERO)
+    until(lambda: plane.rows()[0].state == "ASLEEP")
+    sha256 = plane.rows()[0].intent.snapshot_sha256
+
+    until(lambda: plane.host.kept == {sha256})
+    plane.undeployed("1")
+
+    until(lambda: plane.host.kept == set())
+
+
+@pytest.mark.parametrize("place", ["resolve", "install"])
+def test_a_fault_that_nobody_thought_of_ends_the_operation_and_leaves_nothing(
+    plane: Standing, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def broken(*args: object) -> str:
+        raise PermissionError(13, "denied", "/srv/secret")
+
+    monkeypatch.setattr(*((plane.host, place) if place == "resolve" else (plane.plane.fleet, place)), broken)
+
+    operation = plane.call.done(plane.deploying("1"))
+
+    assert operation["error"]["code"] == (9 if place == "resolve" else 13)
+    assert "secret" not in str(operation)
+    assert (plane.rows(), plane.split()) == ([], {})
+
+
+def test_as_many_endpoints_that_drain_as_there_are_on_a_server_hold_nobody_up(tmp_path: Path) -> None:
+    with standing(tmp_path / "drains", drain_s=30) as plane:
+        plane.model()
+        for number in range(6):
+            plane.endpoint(f"e{number}")
+            plane.deployed("1", endpoint=f"e{number}")
+        leases = [plane.plane.fleet.enter("-", "-", f"e{number}") for number in range(5)]
+        for number in range(5):
+            plane.undeploying("1", endpoint=f"e{number}")
+
+        plane.undeployed("1", endpoint="e5")
+
+        for lease in leases:
+            lease.release()
 
 
 def test_a_sleeping_model_that_shall_have_a_replica_wakes_without_a_request(plane: Standing) -> None:

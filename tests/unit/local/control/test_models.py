@@ -444,6 +444,16 @@ def test_the_list_has_each_models_default_version_once(calls: Calls) -> None:
     assert len(calls.call("GET", "/models?filter=labels.site=c&orderBy=create_time desc")["models"]) == 1
 
 
+def test_a_list_shows_each_model_as_a_get_does(calls: Calls) -> None:
+    for id_ in ("a", "b", "c"):
+        calls.upload({"model": model(labels={"site": id_}, versionAliases=["blue"]), "modelId": id_})
+    calls.upload({"model": model(versionAliases=["default", "red"]), "parentModel": f"{PARENT}/models/b"})
+
+    listed = calls.call("GET", "/models?orderBy=create_time")["models"]
+
+    assert listed == [calls.call("GET", f"/models/{id_}") for id_ in ("a", "b", "c")]
+
+
 @pytest.mark.parametrize(
     "wanted",
     [

@@ -378,6 +378,47 @@ def test_what_would_be_refused_later_is_refused_at_once(tmp_path: Path) -> None:
         assert [op for op in plane.call("GET", "operations")["operations"] if not op["done"]] == []
 
 
+def test_a_state_that_cannot_be_read_for_a_moment_after_a_change_does_not_make_the_change_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with standing(tmp_path, look_s=0.1) as plane:
+        furnished(plane).deployed("1")
+        plane.deployed("2")
+        reread, refused = plane.plane.fleet.reread, list[str]()
+
+        def locked(endpoint: str) -> None:
+            if not refused:
+                refused.append(endpoint)
+                raise NotReady("the state is locked by another program")
+            reread(endpoint)
+
+        monkeypatch.setattr(plane.plane.fleet, "reread", locked)
+
+        plane.share({"2": 100})
+
+        until(lambda: plane.enter() == "2")
+        assert refused
+
+
+def test_an_operation_that_cannot_be_picked_up_at_once_is_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with standing(tmp_path, look_s=0.1) as plane:
+        furnished(plane)
+        pick_up, refused = plane.plane._pick_up, list[str]()
+
+        def locked() -> None:
+            if not refused:
+                refused.append("")
+                raise NotReady("the state is locked by another program")
+            pick_up()
+
+        monkeypatch.setattr(plane.plane, "_pick_up", locked)
+
+        assert "error" not in plane.call.done(plane.deploying("1"))
+        assert refused
+
+
 def test_a_disk_that_is_full_for_a_while_holds_a_deployment_up_and_loses_nothing(tmp_path: Path) -> None:
     with standing(tmp_path) as plane:
         furnished(plane).host.hold()
