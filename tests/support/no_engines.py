@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 from medport.errors import MedportError, ServerError
@@ -32,6 +32,8 @@ class NoEngines:
     """``started e/1`` and ``stopped e/1``, in order."""
     failures: dict[str, MedportError | Exception] = field(default_factory=dict)
     """By deployed model id, or ``*`` for any: what a start fails with."""
+    kept: set[str] = field(default_factory=set)
+    """Snapshots that are held."""
     heedless: bool = False
     """Whether a start goes on although it is cancelled, as an engine may that looks seldom."""
 
@@ -74,6 +76,10 @@ class NoEngines:
             self.running.append(engine)
             self._note("started", engine)
         return engine
+
+    def keep(self, snapshots: Set[str]) -> None:
+        """Note what is held."""
+        self.kept = set(snapshots)
 
     def stop(self, running: NoEngine) -> None:
         """Stop what was started, and note it."""

@@ -1,0 +1,5 @@
+project_id = "example-project"
+location   = "europe-west4"
+users      = ["group:platform@example.org"]
+
+labels = { team = "imaging" }
