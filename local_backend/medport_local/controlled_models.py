@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from medport.errors import NotReady
 from medport_local.control import deployed
 from medport_local.control.batch_store import KeptJobs
 from medport_local.control.batch_targets import BatchTargets
@@ -145,5 +146,8 @@ class ControlledModels:
 
     def _loads_again(self) -> bool:
         assert self._database is not None
-        with self._database.reading() as transaction:
-            return any(each.last_error == LOADING for each in deployed.every(transaction))
+        try:
+            with self._database.reading() as transaction:
+                return any(each.last_error == LOADING for each in deployed.every(transaction))
+        except NotReady:
+            return True

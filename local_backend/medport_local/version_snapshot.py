@@ -60,9 +60,7 @@ def snapshot_of(version: Mapping[str, Any], shelf: Shelf, *, pinned: str = "") -
     hints = hints_of(version)
     if pinned:
         hints.sha256s.append(Hint(pinned, "the deployed model"))
-    # A family names several models, of which another hint may name one; each is held against what is found.
-    single = [hint for hint in hints.model_ids if hint.value.rpartition("/")[2] not in _FAMILIES]
-    for each in (hints.sha256s, hints.revisions, single, hints.directories):
+    for each in (hints.sha256s, hints.revisions, _single(hints.model_ids), hints.directories):
         _check_one(each)
     found = _chosen(hints, str(version.get("displayName", "")), shelf)
     said = f"the snapshot {found.snapshot_sha256:.12}"
@@ -201,6 +199,16 @@ def _is_of(name: str, known: Known) -> bool:
     known_owner, _, known_bare = known.model_id.rpartition("/")
     # Model Garden has one page for a family: google/medgemma is any of its models.
     return owner in ("", known_owner) and bare in (known_bare, known.family)
+
+
+def _single(model_ids: Sequence[Hint]) -> list[Hint]:
+    """Without the families of which others name a model. All are held against what is found in the end."""
+    bare = {hint: hint.value.rpartition("/")[2] for hint in model_ids}
+    return [
+        hint
+        for hint in model_ids
+        if bare[hint] not in _FAMILIES or not all(name.startswith(bare[hint]) for name in bare.values())
+    ]
 
 
 def _check_one(hints: Sequence[Hint]) -> None:

@@ -48,6 +48,7 @@ CREATE TABLE operation(
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX operation_open ON operation(place) WHERE state <> 'DONE';
 CREATE INDEX operation_of ON operation(resource, place);
+CREATE INDEX operation_latest ON operation(place);
 CREATE TABLE deployment(
     endpoint TEXT NOT NULL, id TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, body TEXT NOT NULL,
     intent TEXT NOT NULL, operation TEXT NOT NULL, attempts INTEGER NOT NULL, last_error TEXT,

@@ -130,7 +130,7 @@ class Deploying(Generic[T]):
         """Do something quick that was held up."""
         self._hold_up(name, cancelled)
         try:
-            self._engines.keep(lambda tx: self._apply(tx, name, apply, cancelled))
+            self._engines.keep(lambda tx: self._apply(tx, name, apply))
         except MedportError as error:
             refusal = error
             self._engines.keep(lambda tx: self._operations.fail(tx, name, refusal))
@@ -277,14 +277,11 @@ class Deploying(Generic[T]):
         self._engines.keep(gone)
         self._fleet.reread(endpoint)
 
-    def _apply(self, tx: Transaction, name: str, apply: operations.Apply, cancelled: Callable[[], bool]) -> None:
+    def _apply(self, tx: Transaction, name: str, apply: operations.Apply) -> None:
         operation = operations.find(tx, name)
         if operation is None or operation.state == "DONE":
             return
-        if cancelled():
-            self._operations.fail(tx, name, cancelled_error().error, code=1)
-        else:
-            self._operations.finish(tx, name, apply(tx, operation.request))
+        self._operations.finish(tx, name, apply(tx, operation.request))
 
     def _hold_up(self, name: str, cancelled: Callable[[], bool]) -> None:
         """Wait as long as a fault wants it, unless a caller does not want the operation any more."""

@@ -328,13 +328,14 @@ def _check_route(version: Json, dedicated: bool) -> None:
 
 def _deadline(version: Json) -> str:
     asked = version.get("containerSpec", {}).get("deploymentTimeout")
-    timeout_s = min(seconds(asked), LONGEST_S) if asked else LONGEST_S
+    # Zero is what a client sends that leaves it to the service.
+    timeout_s = min((seconds(asked) if asked else 0.0) or LONGEST_S, LONGEST_S)
     return rfc3339(datetime.now(UTC) + timedelta(seconds=timeout_s))
 
 
 def _mask(mask: str, given: Json) -> list[str]:
     """The fields of ``dedicatedResources`` that a mask names, in camelCase."""
-    paths = [_camel(path.strip().removeprefix("deployed_model.")) for path in mask.split(",") if path.strip()]
+    paths = [_camel(path.strip()).removeprefix("deployedModel.") for path in mask.split(",") if path.strip()]
     fields: list[str] = []
     for path in paths or [f"dedicatedResources.{key}" for key in given if key in _MUTABLE]:
         head, _, field = path.partition(".")

@@ -41,6 +41,8 @@ Count = Annotated[Int32, AfterValidator(_not_negative)]
 
 
 class EnvVar(Form):
+    """Kept, and answered to whoever may read models, as on Vertex: no place for a secret. None is needed here."""
+
     name: Text
     value: Text = ""
 

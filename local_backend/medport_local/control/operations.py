@@ -193,8 +193,8 @@ class Operations:
             {"@type": _EMPTY} if message is None else {"@type": f"{_TYPE}.{operation.api}.{message}", **response}
         )
         transaction.run(
-            "UPDATE operation SET state = 'DONE', request = '{}', response = ?, updated = ? WHERE name = ?",
-            _dump(typed), stamp(), name,
+            "UPDATE operation SET state = 'DONE', request = ?, response = ?, updated = ? WHERE name = ?",
+            _dump(_left(operation)), _dump(typed), stamp(), name,
         )  # fmt: skip
         return get(transaction, name)
 
@@ -206,14 +206,12 @@ class Operations:
         Args:
             code: google.rpc.Code; the one of the error's class if it is not given.
         """
-        _going_on(transaction, name)
+        operation = _going_on(transaction, name)
         said = {"code": code or RPC_CODES.get(row_of(error).status, 2), "message": str(error)}
         transaction.run(
-            "UPDATE operation SET state = 'DONE', request = '{}', error = ?, updated = ? WHERE name = ?",
-            _dump(said),
-            stamp(),
-            name,
-        )
+            "UPDATE operation SET state = 'DONE', request = ?, error = ?, updated = ? WHERE name = ?",
+            _dump(_left(operation)), _dump(said), stamp(), name,
+        )  # fmt: skip
         return get(transaction, name)
 
     def step(
@@ -266,6 +264,11 @@ def of_row(row: Row) -> Operation:
         created=row["created"],
         updated=row["updated"],
     )
+
+
+def _left(operation: Operation) -> Json:
+    """What stays of a request that was done: whose it is. The rest is large, and may hold what should not last."""
+    return {key: operation.request[key] for key in ("endpoint",) if key in operation.request}
 
 
 def _told(kind: Kind, metadata: Mapping[str, Any] | None) -> Json:

@@ -262,12 +262,9 @@ class Plane(Generic[T]):
 
     def _cancel(self, name: str) -> None:
         """End an operation: at once if nobody has begun it, else as soon as its job can leave off."""
-        self._cancelled.add(name)
 
-        def note(tx: Transaction) -> bool:
+        def note(tx: Transaction) -> None:
             operation = operations.get(tx, name)
-            if operation.state == "DONE":
-                return True
             if operation.state == "PENDING":
                 outcome = self.deployments.outcomes.get(operation.kind)
                 ended = cancelled_error()
@@ -275,15 +272,14 @@ class Plane(Generic[T]):
                     self._deploying.take_back(tx, name, outcome, ended.error, ended.code)
                 else:
                     self._operations.fail(tx, name, ended.error, code=ended.code)
-                return True
-            tx.run("UPDATE operation SET cancelled = 1 WHERE name = ?", name)
-            return False
+            elif operation.state == "RUNNING":
+                tx.run("UPDATE operation SET cancelled = 1 WHERE name = ?", name)
 
-        if self._database.write(note):
-            with self._taken:
-                # A job that holds its lane up for this operation still has to be told.
-                if name not in self._known:
-                    self._cancelled.discard(name)
+        self._database.write(note)
+        # Not before: who was told that it could not be kept has cancelled nothing.
+        with self._taken:
+            if name in self._known:
+                self._cancelled.add(name)
 
     def _hold(self) -> None:
         """Keep what is deployed from being collected: one that sleeps has no engine that holds its snapshot."""

@@ -64,7 +64,9 @@ class Worker:
 
     def close(self) -> None:
         """Begin no more jobs and wait for those that run."""
-        self._closing.set()
+        # Under the lock: who hands a job in meanwhile finds a pool that takes it.
+        with self._changed:
+            self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _next(self, lane: str) -> None:

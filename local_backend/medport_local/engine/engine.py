@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -99,7 +100,8 @@ class TorchEngine:
         """How the memory for keys and values is laid out."""
         # The memory may hold fewer than were allowed; whoever asks for many answers at once must know.
         self.limits = replace(self.limits, max_running=self.footprint.slots)
-        self._memory = Memory(slots=self.footprint.slots, tokens=self.footprint.tokens)
+        # Nothing below may hold this engine: its weights are free with the last reference, not at some later time.
+        self._memory = memory = Memory(slots=self.footprint.slots, tokens=self.footprint.tokens)
         cache = KvCache(
             decoder.shape,
             slots=self.footprint.slots,
@@ -112,7 +114,7 @@ class TorchEngine:
             gemma,
             decoder,
             cache,
-            lambda sequence: self._memory.lease(sequence.id),
+            lambda sequence: memory.lease(sequence.id),
             shared_bytes=self.footprint.shared_bytes,
             reuses=self.limits.reuse_bytes > 0,
             stall_s=self.limits.stall_ms / 1000,
@@ -127,7 +129,7 @@ class TorchEngine:
             stall_ms=self.limits.stall_ms,
             max_wait_s=self.limits.max_wait_s,
             max_context=snapshot.max_context,
-            restore=self._restore,
+            restore=partial(_restored, self._runner),
         )
         self._answers: dict[int, Answer] = {}
         self._alive: dict[int, Sequence] = {}
@@ -307,13 +309,6 @@ class TorchEngine:
             room=self._max_context - len(request.tokens),
         )
 
-    def _restore(self, sequence: Sequence) -> int:
-        try:
-            return self._runner.restore(sequence)
-        except Exception as fault:
-            _note(fault)
-            return 0  # then all of it is computed
-
     def _leave(self, sequence: Sequence, count: str) -> None:
         if count == "failed":
             self._runner.scrub(sequence)
@@ -339,6 +334,14 @@ class TorchEngine:
                 self._runner.forget_group(group)
         self._counts[count] += 1
         self._changed.notify_all()
+
+
+def _restored(runner: Runner, sequence: Sequence) -> int:
+    try:
+        return runner.restore(sequence)
+    except Exception as fault:
+        _note(fault)
+        return 0  # then all of it is computed
 
 
 def image_blocks(tokens: tuple[int, ...], image_token_id: int | None) -> tuple[tuple[int, int], ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,7 +19,9 @@ from support.stored import bring
 
 from medport.errors import MedportError, NotReady, QuotaExceeded, VerificationError
 from medport.wire.vertex import to_label
+from medport_local.control.database import Database
 from medport_local.control.host import Intent
+from medport_local.controlled_models import ControlledModels
 from medport_local.engine import devices
 from medport_local.hosting import EngineHost, HostOptions
 from medport_local.model_options import ModelOptions
@@ -26,6 +30,8 @@ from medport_local.serving import container
 from medport_local.serving.batch_rows import Row
 from medport_local.serving.endpoints import DEDICATED, SHARED, Served, Threads
 from medport_local.serving.fetch import Fetcher
+from medport_local.serving.lifecycle import Lifecycle
+from medport_local.settings import ControlPlane, Settings
 from medport_local.shelf import Known, Shelf
 from medport_local.snapshot import Snapshot, open_snapshot
 from medport_local.store import Store
@@ -290,6 +296,23 @@ def test_directory_is_deployed_and_a_changed_one_is_refused(
     assert served.pins.snapshot_sha256 == SIGLIP.snapshot_sha256
 
 
+@pytest.mark.parametrize("model_id", [GEMMA.model_id, SIGLIP.model_id])
+def test_memory_of_a_stopped_model_is_free_at_once_and_not_when_somebody_collects(
+    host: EngineHost, model_id: str
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        served = started(host, intent(model_id))
+        engine = weakref.ref(served.engine)
+        host.stop(served)
+        del served
+
+        assert engine() is None
+    finally:
+        gc.enable()
+
+
 def test_directory_that_changes_while_it_is_opened_is_refused(
     threads: Threads, fetcher: Fetcher, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,3 +337,14 @@ def test_directory_that_changes_while_it_is_opened_is_refused(
 
 def _env(model_id: str) -> Json:
     return {"env": [{"name": "MODEL_ID", "value": model_id}]}
+
+
+def test_server_whose_state_cannot_be_read_for_a_moment_is_not_taken_for_one_that_has_loaded(
+    tmp_path: Path, fetcher: Fetcher
+) -> None:
+    plane = ControlPlane(directory=tmp_path / "plane")
+    models = ControlledModels(Settings(control_plane=plane), plane, fetcher, Lifecycle())
+    models._database = Database(plane.directory, {})
+    models._database.close()
+
+    assert models._loads_again()

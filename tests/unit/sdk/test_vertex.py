@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from support.faults import Answer, dead_port
-from support.vertex import LOCATION, NUMBER, TEXT, Vertex, chat_completion, cold, embedding, failure, reply, stream
+from support.vertex import (
+    LOCATION,
+    NUMBER,
+    PARENT,
+    TEXT,
+    Vertex,
+    chat_completion,
+    cold,
+    embedding,
+    failure,
+    reply,
+    stream,
+)
 
 import medport
+from medport.wire.vertex import DEPLOYED_MODEL_HEADER, MODEL_HEADER, MODEL_VERSION_HEADER, PIN_HEADERS
 
 
 @pytest.fixture
@@ -165,6 +179,40 @@ def test_of_two_deployed_models_the_one_that_answered_is_named(vertex: Vertex, c
 
     assert [source.deployed_model_id for source in sources] == ["7001", "7009"]
     assert [source.revision for source in sources] == [served.revision] * 2
+
+
+def test_what_an_answer_says_of_its_deployed_model_holds_against_a_look_up_of_before(
+    vertex: Vertex, client: medport.Client
+) -> None:
+    served = vertex.models["medgemma"]
+    client.chat("hello")
+
+    vertex.script = [reply({**vertex.envelope(served, chat_completion(TEXT)), "deployedModelId": "7009"})]
+    source = client.chat("hello").provenance
+
+    assert source.deployed_model_id == "7009"
+    assert source.lock_id is None, "that of the model that was there before"
+
+
+def test_pins_of_a_version_are_not_told_of_the_next_one_under_the_same_id(
+    vertex: Vertex, client: medport.Client
+) -> None:
+    served = vertex.models["medgemma"]
+    said = {
+        DEPLOYED_MODEL_HEADER: served.deployed_model_id,
+        MODEL_HEADER: f"{PARENT}/models/{served.model}",
+        PIN_HEADERS["snapshot_sha256"]: "12" * 32,
+    }
+
+    sources = []
+    for version in (served.version, "4"):
+        answer = reply(vertex.envelope(served, chat_completion(TEXT)))
+        headers = {**answer.headers, **said, MODEL_VERSION_HEADER: version}
+        vertex.script = [replace(answer, headers=headers)]
+        sources.append(client.chat("hello").provenance)
+
+    assert [source.lock_id for source in sources] == [served.lock_id, None]
+    assert [source.snapshot_sha256 for source in sources] == ["12" * 32] * 2
 
 
 def test_an_answer_that_talks_of_a_deployed_model_does_not_pass_for_it(

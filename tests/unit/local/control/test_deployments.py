@@ -752,6 +752,21 @@ def test_a_fault_that_nobody_thought_of_ends_the_operation_and_leaves_nothing(
     assert (plane.rows(), plane.split()) == ([], {})
 
 
+@pytest.mark.parametrize("prefix", ["", "deployed_model.", "deployedModel."])
+def test_a_mask_may_name_the_deployed_model_in_either_spelling(plane: Standing, prefix: str) -> None:
+    plane.deployed("1")
+
+    mutate(plane, {"minReplicaCount": 1, "maxReplicaCount": 3}, mask=f"{prefix}dedicatedResources.maxReplicaCount")
+
+    assert plane.shown()["1"]["dedicatedResources"]["maxReplicaCount"] == 3
+
+
+def test_a_deployment_timeout_of_zero_is_none(plane: Standing) -> None:
+    plane.model("hasty", deploymentTimeout="0s")
+
+    assert "error" not in plane.call.done(plane.deploying("1", model="hasty"))
+
+
 def test_as_many_endpoints_that_drain_as_there_are_on_a_server_hold_nobody_up(tmp_path: Path) -> None:
     with standing(tmp_path / "drains", drain_s=30) as plane:
         plane.model()

@@ -179,6 +179,20 @@ class TestForgetting:
             assert kept[-1] == one.name
             assert 150 <= len(kept) - 2 <= 250
 
+    def test_of_a_request_that_was_done_or_failed_only_the_endpoint_stays(self, desk: Desk) -> None:
+        request = {"endpoint": ENDPOINT, "modelConfig": {"huggingFaceAccessToken": "hf_secret"}}
+
+        with desk.database.writing() as tx:
+            ask = Ask(api="v1")
+            done = desk.operations.begin(tx, ask, CREATE, ENDPOINT, request)
+            failed = desk.operations.begin(tx, ask, CREATE, ENDPOINT, request)
+            before = done.request
+            done = desk.operations.finish(tx, done.name, {})
+            failed = desk.operations.fail(tx, failed.name, InputError("no"))
+
+        assert before == request
+        assert done.request == failed.request == {"endpoint": ENDPOINT}
+
 
 class TestSlowOnes:
     def test_a_held_up_one_is_recorded_changes_nothing_yet_and_wakes_the_worker(self, desk: Desk) -> None:

@@ -368,6 +368,28 @@ def test_what_is_held_up_cancelled_and_forgotten_leaves_no_trace_of_a_job(
     assert caplog.messages == []
 
 
+def test_a_cancellation_that_could_not_be_kept_cancels_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with standing(tmp_path) as plane:
+        furnished(plane).host.hold()
+        operation = plane.deploying("1")
+        plane.host.starting.acquire()
+
+        def full() -> None:
+            raise NotReady("the disk of the state is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(plane.database, "_commit", full)
+            with pytest.raises(NotReady):
+                plane.call("POST", f"/v1/{operation['name']}:cancel")
+        time.sleep(0.1)
+        plane.host.let_go()
+
+        assert "error" not in plane.call.done(operation)
+        assert plane.enter() == "1"
+
+
 def test_what_would_be_refused_later_is_refused_at_once(tmp_path: Path) -> None:
     with standing(tmp_path) as plane:
         plane.endpoint()

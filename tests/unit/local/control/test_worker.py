@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from typing import Any
 
 import pytest
 
@@ -86,3 +88,22 @@ def test_waiting_for_quiet_ends_when_the_time_is_over() -> None:
     go.set()
     assert worker.quiet(10)
     worker.close()
+
+
+def test_a_job_that_comes_just_as_the_worker_closes_is_taken_or_dropped_and_no_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker, done = Worker(1), list[str]()
+    submit, closing = worker._pool.submit, threading.Thread(target=worker.close)
+
+    def late(*args: Any) -> Any:
+        closing.start()
+        time.sleep(0.1)
+        return submit(*args)
+
+    monkeypatch.setattr(worker._pool, "submit", late)
+
+    worker.do("lane", lambda: done.append("job"))
+    closing.join()
+
+    assert done in ([], ["job"])
