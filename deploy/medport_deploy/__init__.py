@@ -1,1 +1,4 @@
-"""Deployment tools: spec, lock, plan, apply, verify, roll back. Nothing is here yet."""
+"""Deployment tools: specification and lock, control-plane calls, journalled steps, sweep, plan, terraform.
+
+They are parts so far: the command ``medport deploy``, roll-out and verification are not there yet.
+"""

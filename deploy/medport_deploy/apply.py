@@ -1,0 +1,166 @@
+"""Do a list of steps: each in the journal before it is sent, stopped by Ctrl-C between two, gone on with later.
+
+A run that failed, was stopped or died leaves an open journal. The same plan goes on with it; another plan is
+refused until what the first left is swept. A run that fails can be told to go all the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medport.errors import Conflict, InputError, MedportError, PreconditionFailed
+from medport_deploy import journal, run_lock, steps
+from medport_deploy.control import ControlPlane
+from medport_deploy.interrupts import Interrupts, Stopped
+from medport_deploy.journal import Header, Journal
+from medport_deploy.steps import Event, Step
+
+OnLine = Callable[[journal.Json, bool], None]
+"""Told of a line of the journal, and whether it is written."""
+TIDIES = ("sweep", "destroy")
+"""Verbs that put away what earlier runs have left, and so may begin whatever those were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did."""
+
+    journal: Path
+    resumed: bool
+    """It went on with a run that was there."""
+    done: tuple[str, ...]
+    """Titles of the steps in which something was done."""
+    skipped: tuple[str, ...]
+    """Titles of those of which nothing was left to do."""
+
+
+def directory_of(root: Path, deployment: str) -> Path:
+    """Where the journals of a deployment are, under the directory of ``medport.yaml``."""
+    return root / ".medport" / "deploy" / deployment
+
+
+def run(
+    todo: Sequence[Step],
+    header: Header,
+    directory: Path,
+    *,
+    control: ControlPlane,
+    interrupts: Interrupts | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    back_on_failure: bool = False,
+    on_journal_line: OnLine = lambda line, written: None,
+) -> Report:
+    """Do all steps that are not done.
+
+    Args:
+        header: which run this is; an open journal of the same run is gone on with.
+        directory: of ``directory_of``.
+        back_on_failure: if a step fails, undo in reverse order what this run has begun. Not if it is stopped.
+        on_journal_line: is called before each line of the journal is written, and again when it is.
+
+    Raises:
+        Stopped: by the user, between two steps or while one went on at the server.
+        Conflict: another run works on it, or has left something behind.
+        PreconditionFailed: the run was begun by another version of medport.
+        What the failed step raised; after the way back, if there was to be one.
+    """
+    _distinct(todo)
+    interrupts = interrupts or Interrupts()
+    with run_lock.held(directory, header.verb), interrupts.listening():
+        earlier = [each for each in journal.all_of(directory) if each.open]
+        at, resumed = _journal(header, directory, earlier, on_journal_line)
+        done, skipped = _all(todo, at, control, interrupts, on_event, back_on_failure)
+        at.end("finished")
+        if header.verb in TIDIES:
+            for each in earlier:
+                if each.path != at.path:
+                    each.reopen()
+                    each.end("swept")
+    return Report(at.path, resumed, done, skipped)
+
+
+def check_maker(made_by: str, present: str) -> None:
+    """Refuse a plan that another version of medport made: its steps need not be those that were approved.
+
+    Raises:
+        PreconditionFailed: it is another.
+    """
+    if made_by != present:
+        raise PreconditionFailed(
+            f"the plan was made by medport {made_by}, and this is {present}",
+            field="plan",
+            remedy="plan again: medport deploy plan",
+        )
+
+
+def _journal(header: Header, directory: Path, earlier: Sequence[Journal], on_line: OnLine) -> tuple[Journal, bool]:
+    for each in earlier:
+        if each.header.same_run(header):
+            each.on_line = on_line
+            each.reopen()
+            return each, True
+    if header.verb not in TIDIES:
+        for each in earlier:
+            if each.header.verb in TIDIES:
+                continue
+            same = replace(each.header, medport=header.medport).same_run(header)
+            if same:
+                check_maker(each.header.medport, header.medport)
+            raise Conflict(
+                f"the {each.header.verb} of {each.header.at} by process {each.header.pid} on {each.header.host},"
+                " with another plan, has not come to its end",
+                field="journal",
+                remedy="apply that plan again to go on, or put away what it left: medport deploy sweep",
+            )
+    return Journal.create(directory, header, on_line=on_line), False
+
+
+def _all(
+    todo: Sequence[Step],
+    at: Journal,
+    control: ControlPlane,
+    interrupts: Interrupts,
+    on_event: Callable[[Event], None],
+    back: bool,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    done: list[str] = []
+    skipped: list[str] = []
+    for step in todo:
+        if interrupts.stopping:
+            raise steps.stopped(at)
+        try:
+            did = steps.perform(step, control=control, journal=at, interrupts=interrupts, on_event=on_event)
+        except Stopped:
+            raise
+        except MedportError:
+            if back and _back(todo, at, control, interrupts, on_event):
+                at.end("taken back")
+            raise
+        (done if did else skipped).append(step.title)
+    return tuple(done), tuple(skipped)
+
+
+def _back(
+    todo: Sequence[Step],
+    at: Journal,
+    control: ControlPlane,
+    interrupts: Interrupts,
+    on_event: Callable[[Event], None],
+) -> bool:
+    touched = {record.step for record in at.touched()}
+    # Whatever fails, the rest goes back all the same; what did not is in the journal for sweep.
+    undone = [
+        steps.take_back(step, control=control, journal=at, interrupts=interrupts, on_event=on_event)
+        for step in reversed(todo)
+        if step.key in touched
+    ]
+    return all(undone)
+
+
+def _distinct(todo: Sequence[Step]) -> None:
+    keys = [step.key for step in todo]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"two steps are called {key}", field="steps", remedy="give one of them another name")
