@@ -49,11 +49,11 @@ bench: .venv/bench.ok
 	@touch $@
 
 .venv/dev.ok: .venv/runtime.ok
-	$(PIP) -e '.[local,dicom,vertex,openai,fetch,slides,observe,bundle,dev]'
+	$(PIP) -e '.[local,dicom,vertex,openai,fetch,slides,observe,bundle,deploy,dev]'
 	@touch $@
 
 .venv/bench.ok: .venv/dev.ok
-	$(PIP) -e '.[local,dicom,vertex,openai,fetch,slides,observe,bundle,dev,bench]'
+	$(PIP) -e '.[local,dicom,vertex,openai,fetch,slides,observe,bundle,deploy,dev,bench]'
 	@touch $@
 
 clean:

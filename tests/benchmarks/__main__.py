@@ -12,6 +12,7 @@ QUESTIONS = (
     "prepare_images.py",
     "server_overhead.py",
     "control_plane.py",
+    "deploy_plan.py",
     "grammar.py",
     "sampling.py",
     "kernels.py",

@@ -215,6 +215,8 @@ class Database:
         try:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA synchronous=FULL")
+            # What is deleted may have been a value of a container's environment: its bytes go too.
+            connection.execute("PRAGMA secure_delete=ON")
         except BaseException:
             connection.close()
             raise

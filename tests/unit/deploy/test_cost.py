@@ -112,9 +112,9 @@ def test_table_holds_what_the_machine_table_holds_or_says_that_it_does_not() -> 
     assert missing == without
 
 
-def test_table_says_when_and_of_where_it_is_and_that_it_was_written_by_hand() -> None:
+def test_table_says_when_and_of_where_it_is_and_that_nobody_checked_it() -> None:
     said = json.loads(resources.files("medport_deploy").joinpath("prices.json").read_bytes())
 
     assert cost.prices().as_of == date.fromisoformat(said["as_of"])
-    assert "not read from an API" in said["source"]
+    assert "not checked against Google" in said["source"]
     assert all(price > 0 for price in [*said["machines"].values(), *said["accelerators"].values()])
