@@ -17,6 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
+from medport import _extras
 from medport_local.fixed_models import FixedModels
 from medport_local.serving import observe
 from medport_local.serving.audit import AuditLog
@@ -150,7 +151,8 @@ async def serve(
     Raises:
         ConfigError, VerificationError: a snapshot cannot be served.
     """
-    app = create_app(settings, tracer_provider=tracer_provider)
+    with _extras.importing():
+        app = create_app(settings, tracer_provider=tracer_provider)
     lifecycle: Lifecycle = app.state.guard.lifecycle
     config = uvicorn.Config(
         app,

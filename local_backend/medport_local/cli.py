@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medport import _extras
 from medport.errors import ConfigError, MedportError, row_of
 from medport_local import cli_audit, cli_bench, cli_bundle, cli_engine, cli_keys, cli_quantize, cli_snapshot
 from medport_local import cli_control as controls
@@ -182,10 +183,11 @@ def serve(
         fixed=fixed,
     )
     # Imported when all this is right: it takes a while.
-    from medport_local.app import Settings, Tls, phantom_snapshots
-    from medport_local.selection import IMAGE_DIGEST, Wanted, image_digest_of, select
-    from medport_local.serving.logs import formatter
-    from medport_local.tracing import provider_from_environment
+    with _extras.importing():
+        from medport_local.app import Settings, Tls, phantom_snapshots
+        from medport_local.selection import IMAGE_DIGEST, Wanted, image_digest_of, select
+        from medport_local.serving.logs import formatter
+        from medport_local.tracing import provider_from_environment
 
     shown_host = socket.gethostname() if host in ("0.0.0.0", "::", "") else host  # noqa: S104  a comparison
     ca_file: Path | None = None

@@ -26,7 +26,8 @@ def run(command: str, arguments: Sequence[str]) -> int:
     """Run one of them; gives its exit code."""
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.callback()(lambda: None)  # so that one command stays a command and does not become the whole app
-    _extras.load("medport_local.cli", extra="local").register(app)
+    with _extras.importing():
+        _extras.load("medport_local.cli", extra="local").register(app)
     return invoke(app, [command, *arguments])
 
 
