@@ -255,8 +255,10 @@ def _label(field: Labels, steps: list[str], operator: str, value: str, *, anythi
     if operator == ":" and anything:
         return f"({found} IS NOT NULL)", [path]
     if operator in ("=", ":") and field.sql == "body":
-        # Bodies are written by orjson, without blanks: a row that lacks the text need not be parsed.
-        return f"(instr(body, ?) AND {found} IS ?)", [orjson.dumps({key: value}).decode()[1:-1], path, value]
+        # Bodies are written by orjson, without blanks: a row that lacks the text need not be read, for this very
+        # expression is in the index. Where there are no labels it is null, and NOT null is not true.
+        text = orjson.dumps({key: value}).decode()[1:-1]
+        return f"(ifnull(instr(json_extract(body, '$.labels'), ?), 0) AND {found} IS ?)", [text, path, value]
     return f"({found} {'IS NOT' if operator == '!=' else 'IS'} ?)", [path, value]
 
 
