@@ -26,7 +26,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
 """Generated requests for each operation. If the variable is set, every operation has its coverage phase as well:
 with 1000 that is some ten minutes."""
 SEED = "20260101"
-OPEN = {"OpenApi", "EndpointResource", "DeployedModel", "ModelResource"}
+OPEN = {"OpenApi", "EndpointResource", "ListedEndpoint", "DeployedModel", "ModelResource", "ListedVersion"}
 """Documents of somebody else's, of which ours name what we read."""
 CHECKS = (
     "not_a_server_error",

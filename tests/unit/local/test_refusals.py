@@ -458,15 +458,15 @@ SWAPS = {each.__name__: each for each in (by_another_file, in_place, by_a_link, 
 def test_file_that_is_swapped_between_check_and_load_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, name: str, swap: str
 ) -> None:
-    from medport_local import app
+    from medport_local import opening
 
-    load = app.open_model
+    load = opening.open_model
 
     def swapped_before(snapshot: Snapshot, *arguments: Any, **options: Any) -> Any:
         SWAPS[swap](folder / name)
         return load(snapshot, *arguments, **options)
 
-    monkeypatch.setattr(app, "open_model", swapped_before)
+    monkeypatch.setattr(opening, "open_model", swapped_before)
 
     with pytest.raises(VerificationError, match=name):
         WAYS[way](folder, tmp_path)
