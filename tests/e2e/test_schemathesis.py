@@ -143,4 +143,7 @@ def test_nothing_that_the_document_allows_or_forbids_makes_the_server_fail(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
 
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-4000:]
-    assert f"Tested: {sum(len(item) for item in document['paths'].values())}" in done.stdout
+    count = sum(len(item) for item in document["paths"].values())
+    assert f"Selected: {count}/{count}" in done.stdout
+    # One may be left over by the phases that are disabled above.
+    assert any(f"Tested: {tested}" in done.stdout for tested in (count, count - 1))
