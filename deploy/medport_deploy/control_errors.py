@@ -33,17 +33,12 @@ from medport.errors import (
     Unsupported,
     class_for,
 )
-from medport.wire.vertex import ERROR_DOMAIN, error_from
+from medport.wire.vertex import ERROR_DOMAIN, RPC_CODES, error_from
 
 Json = dict[str, Any]
 _LONGEST = 600
 _SECRET = re.compile(r"(?i)\b(?:bearer\s+\S+|ya29\.\S+|eyJ[\w-]+\.[\w.-]+)")
-_CODES = {
-    1: "CANCELLED", 2: "UNKNOWN", 3: "INVALID_ARGUMENT", 4: "DEADLINE_EXCEEDED", 5: "NOT_FOUND",
-    6: "ALREADY_EXISTS", 7: "PERMISSION_DENIED", 8: "RESOURCE_EXHAUSTED", 9: "FAILED_PRECONDITION",
-    10: "ABORTED", 11: "OUT_OF_RANGE", 12: "UNIMPLEMENTED", 13: "INTERNAL", 14: "UNAVAILABLE", 15: "DATA_LOSS",
-    16: "UNAUTHENTICATED",
-}  # fmt: skip
+_STATUSES = {code: status for status, code in RPC_CODES.items()}
 _KINDS: Mapping[str, type[MedportError]] = {
     "CANCELLED": Conflict, "UNKNOWN": ServerError, "INVALID_ARGUMENT": InputError, "DEADLINE_EXCEEDED": Timeout,
     "NOT_FOUND": NotFound, "ALREADY_EXISTS": AlreadyExists, "PERMISSION_DENIED": Forbidden,
@@ -117,7 +112,7 @@ def operation_error(error: Mapping[str, Any], doing: str) -> MedportError:
 
     ``UNAVAILABLE`` is a shortage of machines here: the server itself did answer.
     """
-    status = _CODES.get(int(error.get("code", 2)), "UNKNOWN")
+    status = _STATUSES.get(int(error.get("code", 2)), "UNKNOWN")
     return _made(_KINDS[status], clean(str(error.get("message", ""))) or status, doing)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from medport.wire.vertex import REGIONS
 from medport_deploy import names, spec_machines
 from medport_deploy.spec_values import (
     Arguments,
@@ -73,7 +74,7 @@ class Target(Part):
     def _whole(self) -> Self:
         if self.kind == "local" and self.url is None:
             raise ValueError("needs a url for kind local, such as https://127.0.0.1:8443")
-        if self.kind == "vertex" and self.location not in spec_machines.REGIONS:
+        if self.kind == "vertex" and self.location not in REGIONS:
             raise ValueError(
                 f"has location {self.location}, which is no region of Vertex AI (as of {spec_machines.AS_OF})"
             )

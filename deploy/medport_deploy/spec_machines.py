@@ -1,7 +1,7 @@
-"""Which accelerators a machine type comes with, and which regions there are: what a server would refuse late.
+"""Which accelerators a machine type comes with: what a server would refuse late.
 
 The tables are a reading of Google's public documentation of 2026-11, written by hand and checked against no API.
-Source: Compute Engine, GPU machine types; Vertex AI, locations; ``AcceleratorType`` of
+Source: Compute Engine, GPU machine types; ``AcceleratorType`` of
 google-cloud-aiplatform 2.7.
 """
 
@@ -39,17 +39,6 @@ _PROCESSORS_ALONE = re.compile(
     r"(n1|n2|n2d|e2|c3|n4)-(standard|highmem|highcpu)-(2|4|8|16|22|32|44|48|64|80|88|96|128)|c2-standard-(4|8|16|30|60)"
 )
 _NAMES = (*_FIXED, *(f"n1-standard-{size}" for size in (2, 4, 8, 16, 32)))
-
-REGIONS = frozenset((
-    "africa-south1", "asia-east1", "asia-east2", "asia-northeast1", "asia-northeast2", "asia-northeast3",
-    "asia-south1", "asia-south2", "asia-southeast1", "asia-southeast2", "australia-southeast1",
-    "australia-southeast2", "europe-central2", "europe-north1", "europe-north2", "europe-southwest1",
-    "europe-west1", "europe-west12", "europe-west2", "europe-west3", "europe-west4", "europe-west6",
-    "europe-west8", "europe-west9", "me-central1", "me-central2", "me-west1", "northamerica-northeast1",
-    "northamerica-northeast2", "southamerica-east1", "southamerica-west1", "us-central1", "us-east1", "us-east4",
-    "us-east5", "us-east7", "us-south1", "us-west1", "us-west2", "us-west3", "us-west4", "us-west8",
-))  # fmt: skip
-"""Regions of Vertex AI. ``global`` and the multi-regions hold no endpoints."""
 
 
 def fault_of(machine: str, accelerator: str | None, count: int) -> str | None:

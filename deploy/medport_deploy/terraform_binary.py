@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from medport.errors import ConfigError
@@ -41,6 +42,15 @@ def version(binary: Path) -> tuple[int, int, int]:
         ConfigError: it cannot be run, or is older than ``LEAST``.
     """
     try:
+        return _version(binary, binary.stat().st_mtime_ns)
+    except OSError as fault:
+        raise _mute(binary, fault) from fault
+
+
+@cache
+def _version(binary: Path, changed_ns: int) -> tuple[int, int, int]:
+    # Each verb asks, and a program that was not replaced says the same.
+    try:
         done = subprocess.run(  # noqa: S603  the operator's own program
             [str(binary), "version", "-json"],
             stdin=subprocess.DEVNULL,
@@ -51,11 +61,7 @@ def version(binary: Path) -> tuple[int, int, int]:
         )
         said = str(json.loads(done.stdout)["terraform_version"])
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as fault:
-        raise ConfigError(
-            f"{binary.name} does not say its version ({type(fault).__name__})",
-            field="terraform",
-            remedy="give the path of a terraform that runs here",
-        ) from fault
+        raise _mute(binary, fault) from fault
     numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", said)
     found = (int(numbers[1]), int(numbers[2]), int(numbers[3])) if numbers else (0, 0, 0)
     if found < LEAST:
@@ -65,3 +71,11 @@ def version(binary: Path) -> tuple[int, int, int]:
             remedy="install a later one: secrets would end in the state",
         )
     return found
+
+
+def _mute(binary: Path, fault: Exception) -> ConfigError:
+    return ConfigError(
+        f"{binary.name} does not say its version ({type(fault).__name__})",
+        field="terraform",
+        remedy="give the path of a terraform that runs here",
+    )

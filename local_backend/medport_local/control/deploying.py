@@ -22,6 +22,7 @@ from medport.errors import (
     Timeout,
     row_of,
 )
+from medport.wire.vertex import RPC_CODES
 from medport_local.control import deployed, operations, records, traffic
 from medport_local.control.database import Transaction
 from medport_local.control.deployed import Deployment
@@ -319,7 +320,7 @@ def _deadline() -> Ended:
 def _server_exited(error: MedportError) -> tuple[MedportError, int]:
     """Why an engine did not start, as Vertex says it of a container; what a quota refuses is told as that."""
     if isinstance(error, QuotaExceeded | NotReady):
-        return error, operations.RPC_CODES[row_of(error).status]
+        return error, RPC_CODES[row_of(error).status]
     if str(error).startswith(_EXITED):
         return error, 9
     return PreconditionFailed(f"{_EXITED} Model server logs can be found in the log of this server. {error}"), 9

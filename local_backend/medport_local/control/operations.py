@@ -18,7 +18,7 @@ from typing import Any, Literal
 import orjson
 
 from medport.errors import MedportError, row_of
-from medport.wire.vertex import rfc3339
+from medport.wire.vertex import RPC_CODES, rfc3339
 from medport_local.control.asks import Api, Ask
 from medport_local.control.database import Database, Transaction
 from medport_local.control.records import stamp
@@ -30,13 +30,6 @@ Apply = Callable[[Transaction, Json], Json]
 
 The request is JSON that says everything. It may be applied later than it was asked for, and once only."""
 
-RPC_CODES: Mapping[str, int] = {
-    "CANCELLED": 1, "UNKNOWN": 2, "INVALID_ARGUMENT": 3, "DEADLINE_EXCEEDED": 4, "NOT_FOUND": 5,
-    "ALREADY_EXISTS": 6, "PERMISSION_DENIED": 7, "RESOURCE_EXHAUSTED": 8, "FAILED_PRECONDITION": 9, "ABORTED": 10,
-    "OUT_OF_RANGE": 11, "UNIMPLEMENTED": 12, "INTERNAL": 13, "UNAVAILABLE": 14, "DATA_LOSS": 15,
-    "UNAUTHENTICATED": 16,
-}  # fmt: skip
-"""google.rpc.Code."""
 KEPT = 10_000
 """Operations that are done are asked for within minutes; without an end they would fill the disk."""
 _FORGET_EVERY = 100

@@ -10,24 +10,12 @@ from datetime import datetime
 from typing import Any, Literal
 
 from medport.errors import ConfigError, NotFound
-from medport.wire.vertex import Pins, filter_terms, model_from_pins, rfc3339
+from medport.wire.vertex import REGIONS, Pins, filter_terms, model_from_pins, rfc3339
 from medport_local.snapshot import Family, Snapshot
 
 FAMILY_LABEL = "medport-family"
 DIALECT_LABEL = "medport-dialect"
 VERSION = "1"
-
-# google-cloud-aiplatform refuses a location that is none of these (its constants.base.SUPPORTED_REGIONS).
-REGIONS = frozenset((
-    "africa-south1", "asia-east1", "asia-east2", "asia-northeast1", "asia-northeast2", "asia-northeast3",
-    "asia-south1", "asia-south2", "asia-southeast1", "asia-southeast2", "australia-southeast1",
-    "australia-southeast2", "europe-central2", "europe-north1", "europe-north2", "europe-southwest1",
-    "europe-west1", "europe-west2", "europe-west3", "europe-west4", "europe-west6", "europe-west8",
-    "europe-west9", "europe-west12", "me-central1", "me-central2", "me-west1", "northamerica-northeast1",
-    "northamerica-northeast2", "southamerica-east1", "southamerica-west1", "us-central1", "us-east1",
-    "us-east4", "us-east5", "us-east7", "us-south1", "us-west1", "us-west2", "us-west3", "us-west4",
-    "us-west8",
-))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
 from medport.errors import InputError, MedportError, row_of
-from medport.wire.vertex import Pins, rfc3339
+from medport.wire.vertex import RPC_CODES, Pins, rfc3339
 from medport_local.serving.batch_jobs import JobRequest
 from medport_local.serving.batch_targets import Target
 from medport_local.serving.endpoints import Served
@@ -27,12 +27,6 @@ _RESULT = ""
 """Under which results are counted among the statuses of errors."""
 _SAME = ("model", "snapshot_sha256")
 """What makes two answers one model's, wherever it is deployed."""
-# google.rpc.Code, as far as the table of errors has it.
-_RPC = {
-    "CANCELLED": 1, "UNKNOWN": 2, "INVALID_ARGUMENT": 3, "DEADLINE_EXCEEDED": 4, "NOT_FOUND": 5,
-    "PERMISSION_DENIED": 7, "RESOURCE_EXHAUSTED": 8, "FAILED_PRECONDITION": 9, "INTERNAL": 13, "UNAVAILABLE": 14,
-    "UNAUTHENTICATED": 16,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +54,7 @@ class Standing:
     def over_with(self, error: MedportError | None, *, stopped: bool) -> Standing:
         """It is over, in the state that follows from what happened."""
         if error is not None:
-            said = {"code": _RPC.get(row_of(error).status, 2), "message": str(error)}
+            said = {"code": RPC_CODES.get(row_of(error).status, 2), "message": str(error)}
             return replace(self, state="FAILED", ended=datetime.now(UTC), error=said)
         return replace(self, state="CANCELLED" if stopped else "SUCCEEDED", ended=datetime.now(UTC))
 
@@ -199,7 +193,7 @@ class Job:
             shown["outputInfo"] = {"gcsOutputDirectory": self.folder}
         if self.failures:
             shown["partialFailures"] = [
-                {"code": _RPC.get(status, 2), "message": f"{count} rows: {status}"}
+                {"code": RPC_CODES.get(status, 2), "message": f"{count} rows: {status}"}
                 for status, count in self.failures.most_common(20)
             ]
         if standing.error is not None:

@@ -60,6 +60,28 @@ class ColdStart(NotReady):
         super().__init__(_COLD, remedy=_WAIT)
 
 
+RPC_CODES: Mapping[str, int] = {
+    "CANCELLED": 1, "UNKNOWN": 2, "INVALID_ARGUMENT": 3, "DEADLINE_EXCEEDED": 4, "NOT_FOUND": 5,
+    "ALREADY_EXISTS": 6, "PERMISSION_DENIED": 7, "RESOURCE_EXHAUSTED": 8, "FAILED_PRECONDITION": 9, "ABORTED": 10,
+    "OUT_OF_RANGE": 11, "UNIMPLEMENTED": 12, "INTERNAL": 13, "UNAVAILABLE": 14, "DATA_LOSS": 15,
+    "UNAUTHENTICATED": 16,
+}  # fmt: skip
+"""google.rpc.Code, by the status that errors have over HTTP."""
+
+# google-cloud-aiplatform refuses a location that is none of these (its constants.base.SUPPORTED_REGIONS).
+REGIONS = frozenset((
+    "africa-south1", "asia-east1", "asia-east2", "asia-northeast1", "asia-northeast2", "asia-northeast3",
+    "asia-south1", "asia-south2", "asia-southeast1", "asia-southeast2", "australia-southeast1",
+    "australia-southeast2", "europe-central2", "europe-north1", "europe-north2", "europe-southwest1",
+    "europe-west1", "europe-west2", "europe-west3", "europe-west4", "europe-west6", "europe-west8",
+    "europe-west9", "europe-west12", "me-central1", "me-central2", "me-west1", "northamerica-northeast1",
+    "northamerica-northeast2", "southamerica-east1", "southamerica-west1", "us-central1", "us-east1",
+    "us-east4", "us-east5", "us-east7", "us-south1", "us-west1", "us-west2", "us-west3", "us-west4",
+    "us-west8",
+))  # fmt: skip
+"""Regions of Vertex AI. ``global`` and the multi-regions hold no endpoints."""
+
+
 class Resource(Deferred):
     """Read leniently: fields that we do not use are dropped, camelCase and snake_case both taken."""
 

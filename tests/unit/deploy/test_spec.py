@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medport.errors import ConfigError, MedportError, PolicyError
+from medport.wire.vertex import REGIONS
 from medport_deploy import spec as specs
 from medport_deploy import spec_machines, spec_yaml
 
@@ -287,7 +288,7 @@ def test_the_accelerators_of_the_table_are_those_that_google_names() -> None:
 def test_the_regions_of_the_table_are_those_that_googles_client_knows() -> None:
     known = pytest.importorskip("google.cloud.aiplatform.constants.base", exc_type=ImportError).SUPPORTED_REGIONS
 
-    assert known - {"global"} == spec_machines.REGIONS
+    assert known - {"global"} == REGIONS
 
 
 def test_the_content_hash_counts_what_is_served_and_not_on_how_many_machines() -> None:
