@@ -139,6 +139,12 @@ variable "secret_values" {
   nullable    = false
   sensitive   = true
   ephemeral   = true
+
+  # Without this, a value that was forgotten is an index that terraform does not find.
+  validation {
+    condition     = alltrue([for name, secret in var.secrets : secret.value_version == null || contains(keys(var.secret_values), name)])
+    error_message = "secret_values: each secret with a value_version needs its value, at plan and again at apply: TF_VAR_secret_values."
+  }
 }
 
 variable "secrets" {

@@ -170,6 +170,16 @@ run "a_value_version_in_words" {
   expect_failures = [var.secrets]
 }
 
+run "a_secret_without_its_value" {
+  command = plan
+
+  variables {
+    secrets = { hub-token = { value_version = "1" } }
+  }
+
+  expect_failures = [var.secret_values]
+}
+
 run "a_bucket_in_capitals" {
   command = plan
 

@@ -71,3 +71,13 @@ run "an_attachment_of_no_endpoint" {
 
   expect_failures = [var.private_network]
 }
+
+run "a_secret_without_its_value" {
+  command = plan
+
+  variables {
+    secrets = { hub-token = { value_version = "1" } }
+  }
+
+  expect_failures = [var.secret_values]
+}
