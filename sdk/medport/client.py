@@ -38,18 +38,23 @@ R = TypeVar("R")
 class _Clients:
     """What the two clients share: the profile chain, the backends once started, the endpoints once found."""
 
-    def __init__(self, profile: str | None = None, **settings: Any) -> None:
+    def __init__(self, profile: str | config.Resolved | None = None, **settings: Any) -> None:
         """Use the default profile; without any configuration, phantom models in this process.
 
         Args:
-            profile: a profile of ``medport.toml``.
+            profile: a profile of ``medport.toml``; or what ``config.alone`` made, which reads no file.
             settings: keys of a profile, such as ``backend="local", url=…, api_key=…, ca_file=…``.
 
         Raises:
             ConfigError: an unknown key or profile, or a wrong value.
             PolicyError: the policy forbids the profile. Nothing was sent.
         """
-        self._config = config.resolve(profile, settings)
+        if isinstance(profile, config.Resolved):
+            if settings:
+                raise ConfigError("settings do not go with a resolved profile", field="profile", remedy="name one")
+            self._config = profile
+        else:
+            self._config = config.resolve(profile, settings)
         self._lock = threading.Lock()
         self._backends: dict[str, Backend] = {}
         self._targets: dict[tuple[str, Family], Target] = {}
@@ -108,7 +113,7 @@ class _Clients:
 class Client(_Clients):
     """MedGemma and MedSigLIP, wherever they run. Safe to share between threads; use as a context manager."""
 
-    def __init__(self, profile: str | None = None, **settings: Any) -> None:
+    def __init__(self, profile: str | config.Resolved | None = None, **settings: Any) -> None:
         super().__init__(profile, **settings)
         self._pools: dict[Channel, Http] = {}
         self._lent: WeakSet[OpenAI] = WeakSet()
@@ -290,7 +295,7 @@ class Client(_Clients):
 class AsyncClient(_Clients):
     """MedGemma and MedSigLIP, wherever they run, for asyncio. Safe to share between tasks of one loop."""
 
-    def __init__(self, profile: str | None = None, **settings: Any) -> None:
+    def __init__(self, profile: str | config.Resolved | None = None, **settings: Any) -> None:
         super().__init__(profile, **settings)
         self._pools: dict[Channel, AsyncHttp] = {}
         self._lent: WeakSet[AsyncOpenAI] = WeakSet()

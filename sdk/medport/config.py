@@ -177,6 +177,23 @@ def resolve(
     return Resolved(name, chain, parsed.policy, origins, dict(environment))
 
 
+def alone(settings: Mapping[str, Any]) -> Resolved:
+    """One profile of arguments, whatever this machine's files and ``MEDPORT_*`` say: for tools that deploy.
+
+    Args:
+        settings: keys of a profile, ``backend`` among them.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value.
+    """
+    name = str(settings.get("backend", "in-process"))
+    profile = _parse(Profile, dict(settings), f"profiles.{name}")
+    policy = Policy()
+    _check(name, profile, policy)
+    own = {key: value for key, value in os.environ.items() if not key.startswith("MEDPORT_")}
+    return Resolved(name, ((name, profile),), policy, environment=own)
+
+
 def _working_directory() -> Path:
     try:
         return Path.cwd()

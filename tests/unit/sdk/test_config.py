@@ -145,3 +145,29 @@ def test_a_location_in_the_resource_name_counts(tmp_path: Path) -> None:
 
     with pytest.raises(medport.PolicyError, match="us-east1"):
         config.resolve("c", environment={}, directory=write(tmp_path, text))
+
+
+def test_settings_alone_listen_to_no_file_and_no_variable_of_medport(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 'default_profile = "a"\n[policy]\nallow_cloud = false\n[profiles.a]\n' + CLOUD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEDPORT_URL", "https://elsewhere.example")
+    monkeypatch.setenv("MEDPORT_API_KEY", "of-somebody-else")
+
+    resolved = config.alone({"backend": "local", "url": "https://here.example"})
+
+    assert resolved.profile.url == "https://here.example"
+    assert resolved.secret(resolved.profile) is None
+    assert [name for name, _ in resolved.chain] == ["local"]
+    with pytest.raises(medport.ConfigError, match="ulr"):
+        config.alone({"backend": "local", "ulr": "https://here.example"})
+
+
+def test_client_of_a_resolved_profile_takes_no_more_settings() -> None:
+    resolved = config.alone({"backend": "local", "url": "https://here.example"})
+
+    with pytest.raises(medport.ConfigError, match="resolved profile"):
+        medport.Client(resolved, url="https://elsewhere.example")
+    with medport.Client(resolved) as client:
+        assert repr(client) == "<Client local (local)>"
