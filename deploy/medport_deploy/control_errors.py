@@ -38,6 +38,12 @@ from medport.wire.vertex import ERROR_DOMAIN, RPC_CODES, error_from
 Json = dict[str, Any]
 _LONGEST = 600
 _SECRET = re.compile(r"(?i)\b(?:bearer\s+\S+|ya29\.\S+|eyJ[\w-]+\.[\w.-]+)")
+# "FAILED_PRECONDITION: Vertex AI Service Agent service-N@… does not have permission to access Artifact Registry
+# repository projects/P/locations/L/repositories/R", from users' reports. Said of one that is not there, too.
+_NOT_PULLED = re.compile(
+    r"(?P<agent>service-\d+@gcp-sa-aiplatform[a-z-]*)\S* does not have permission to access Artifact Registry"
+    r"(?: repository projects/(?P<project>[^/\s]+)/locations/(?P<location>[^/\s]+)/repositories/(?P<name>[\w-]+))?"
+)
 _STATUSES = {code: status for status, code in RPC_CODES.items()}
 _KINDS: Mapping[str, type[MedportError]] = {
     "CANCELLED": Conflict, "UNKNOWN": ServerError, "INVALID_ARGUMENT": InputError, "DEADLINE_EXCEEDED": Timeout,
@@ -150,9 +156,22 @@ def _answered(fault: Any, doing: str) -> MedportError:
 
 def _made(kind: type[MedportError], message: str, doing: str) -> MedportError:
     remedy = _REMEDIES.get(kind)
-    if "server exited" in message:
+    if found := _NOT_PULLED.search(message):
+        remedy = _grant(found)
+    elif "server exited" in message:
         remedy = "read the container's log, which the message names; the old fleet still serves"
     return kind(f"{doing}: {message}", remedy=remedy)
+
+
+def _grant(found: re.Match[str]) -> str:
+    where = (
+        f" {found['name']} --project {found['project']} --location {found['location']}" if found["name"] else ""
+    )
+    return (
+        "check that the image's repository is there, then let Vertex AI read it: gcloud artifacts repositories"
+        f" add-iam-policy-binding{where or ' REPOSITORY'}"
+        f" --member serviceAccount:{found['agent']}.iam.gserviceaccount.com --role roles/artifactregistry.reader"
+    )
 
 
 def _not_refreshed(said: str, doing: str) -> MedportError:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medport import config
+from medport import _extras, config
 from medport.cli import offline as site
 from medport.cli.checks import Outcome, failed, run
 from medport.cli.link import Link
@@ -16,7 +16,10 @@ from medport.cli.session import Session, with_session
 from medport.errors import EXIT_FAILED, ConfigError, MedportError
 
 _PANEL = "With --offline"
+_DEPLOY_PANEL = "With --deploy"
 _OFFLINE = "offline"
+_DEPLOY = "deploy"
+_SPEC_FILE = "medport.yaml"
 _MARKS = {"ok": ("ok     ", "green"), "failed": ("FAILED ", "bold red"), "skipped": ("skipped", "yellow")}
 
 
@@ -42,12 +45,25 @@ def doctor(
         bool,
         typer.Option("--offline", help="Check instead what a site with no network rests on; no socket is opened."),
     ] = False,
+    deploy: Annotated[
+        bool, typer.Option("--deploy", help="Check instead whether medport deploy can do what a file says.")
+    ] = False,
+    spec: Annotated[
+        Path | None,
+        typer.Option(
+            "--spec", "-f", metavar="FILE", help="What to deploy; medport.yaml.", rich_help_panel=_DEPLOY_PANEL
+        ),
+    ] = None,
     store: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Of snapshots.", rich_help_panel=_PANEL)
     ] = None,
     lock: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What must be there; the bundle's if none.", rich_help_panel=_PANEL),
+        typer.Option(
+            metavar="FILE",
+            help="What must be there; the bundle's if none. With --deploy: the one beside the file.",
+            rich_help_panel=_PANEL,
+        ),
     ] = None,
     bundle: Annotated[
         Path | None,
@@ -101,8 +117,14 @@ def doctor(
         ca=tuple(ca or ()),
         signer=signer,
     )
-    if not offline and (named := places.named()):
+    if deploy and offline:
+        raise ConfigError("excludes --offline", field="deploy", remedy="leave one of the two out")
+    if spec is not None and not deploy:
+        raise ConfigError("goes with --deploy", field="spec", remedy="add --deploy")
+    if not offline and (named := [name for name in places.named() if not (deploy and name == "lock")]):
         raise ConfigError("goes with --offline", field=named[0].replace("_", "-"), remedy="add --offline")
+    if deploy:
+        return _deploy(session.output, spec or Path(_SPEC_FILE), lock)
     try:
         resolved = config.resolve(session.profile, session.settings)
     except MedportError as error:
@@ -128,6 +150,18 @@ def doctor(
             link.close()
         found.append(_entry(name, profile.backend, outcomes))
     return _report(session.output, found)
+
+
+def _deploy(output: Output, spec: Path, lock: Path | None) -> int:
+    found = _extras.load("medport_deploy.preflight", extra="deploy").Preflight(spec, lock)
+    outcomes = []
+    try:
+        for outcome in run(found.checks()):
+            outcomes.append(outcome)
+            _line(output, outcome)
+    finally:
+        found.close()
+    return _report(output, [_entry(_DEPLOY, None, outcomes)])
 
 
 def _entry(name: str, backend: str | None, outcomes: list[Outcome]) -> dict[str, Any]:
