@@ -91,7 +91,8 @@ class ModelState:
 
     def fingerprint(self) -> str:
         """The sha256 of all of it, etags included: another one means that somebody changed something."""
-        return _sha256(asdict(self))
+        endpoint = None if self.endpoint is None else _steady(self.endpoint)
+        return _sha256(asdict(replace(self, endpoint=endpoint)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,12 @@ def read(plane: Reads, spec: Spec) -> Reality:
 
 def fingerprint(endpoints: Sequence[EndpointState]) -> str:
     """The sha256 of all that some endpoints are, etags included."""
-    return _sha256([asdict(each) for each in endpoints])
+    return _sha256([asdict(_steady(each)) for each in endpoints])
+
+
+def _steady(endpoint: EndpointState) -> EndpointState:
+    """Without what autoscaling moves by itself, which would make a saved plan stale within minutes."""
+    return replace(endpoint, fleets=tuple(replace(each, available=None) for each in endpoint.fleets))
 
 
 def endpoint_state(said: Mapping[str, Any]) -> EndpointState:
@@ -175,7 +181,8 @@ def _fleet(said: Mapping[str, Any]) -> Fleet:
     model_id, _, from_name = _last(said.get("model", "")).partition("@")
     least = int(resources.get("minReplicaCount", 1))
     accelerator = machine.get("acceleratorType")
-    available = said.get("status", {}).get("availableReplicaCount")
+    # proto3 JSON leaves zero out, so only a status that is missing says nothing.
+    status = said.get("status")
     required = resources.get("requiredReplicaCount")
     return Fleet(
         id=str(said.get("id", "")),
@@ -189,7 +196,7 @@ def _fleet(said: Mapping[str, Any]) -> Fleet:
         max=int(resources.get("maxReplicaCount", least)) or least,
         required=int(required) if required else None,
         service_account=said.get("serviceAccount") or None,
-        available=None if available is None else int(available),
+        available=None if status is None else int(status.get("availableReplicaCount", 0)),
     )
 
 

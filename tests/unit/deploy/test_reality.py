@@ -182,3 +182,26 @@ def test_fingerprint_moves_with_each_part(change: dict[str, Any]) -> None:
 
     assert moved.fingerprint() != state.fingerprint()
     assert replace(state).fingerprint() == state.fingerprint()
+
+
+def test_replicas_that_come_and_go_by_themselves_do_not_make_a_plan_stale() -> None:
+    state = deployed(spec(), lock(spec())).models[MODEL]
+    assert state.endpoint is not None
+    fleets = tuple(replace(each, available=3) for each in state.endpoint.fleets)
+
+    scaled = replace(state.endpoint, fleets=fleets)
+
+    assert scaled != state.endpoint
+    assert replace(state, endpoint=scaled).fingerprint() == state.fingerprint()
+    assert reality.fingerprint([scaled]) == reality.fingerprint([state.endpoint])
+
+
+def test_status_without_a_number_means_that_no_replica_is_up() -> None:
+    said = {
+        "name": "e",
+        "deployedModels": [{"id": "1", "status": {}}, {"id": "2", "status": {"message": "m"}}, {}],
+    }
+
+    up = [each.available for each in reality.endpoint_state(said).fleets]
+
+    assert up == [0, 0, None]
