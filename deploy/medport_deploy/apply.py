@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medport.errors import Conflict, InputError, MedportError, PreconditionFailed
+from medport.errors import Conflict, InputError, MedportError, NotFound, PreconditionFailed
 from medport_deploy import journal, run_lock, steps
 from medport_deploy.control import ControlPlane
 from medport_deploy.interrupts import Interrupts, Stopped
@@ -50,6 +50,7 @@ def run(
     interrupts: Interrupts | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     back_on_failure: bool = False,
+    leave_open: bool = False,
     on_journal_line: OnLine = lambda line, written: None,
 ) -> Report:
     """Do all steps that are not done.
@@ -57,7 +58,9 @@ def run(
     Args:
         header: which run this is; an open journal of the same run is gone on with.
         directory: of ``directory_of``.
-        back_on_failure: if a step fails, undo in reverse order what this run has begun. Not if it is stopped.
+        back_on_failure: if a step fails, undo what this run has begun: splits first, then the rest in reverse
+            order. Not if it is stopped, and not once a step is done that commits.
+        leave_open: ``todo`` is the beginning of a run that is to be gone on with later, or taken back.
         on_journal_line: is called before each line of the journal is written, and again when it is.
 
     Raises:
@@ -72,13 +75,63 @@ def run(
         earlier = [each for each in journal.all_of(directory) if each.open]
         at, resumed = _journal(header, directory, earlier, on_journal_line)
         done, skipped = _all(todo, at, control, interrupts, on_event, back_on_failure)
-        at.end("finished")
+        if not leave_open:
+            at.end("finished")
         if header.verb in TIDIES:
             for each in earlier:
                 if each.path != at.path:
                     each.reopen()
                     each.end("swept")
     return Report(at.path, resumed, done, skipped)
+
+
+def back(
+    todo: Sequence[Step],
+    header: Header,
+    directory: Path,
+    *,
+    control: ControlPlane,
+    interrupts: Interrupts | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    on_journal_line: OnLine = lambda line, written: None,
+) -> Report:
+    """Take an open run back: its splits first, so that the old fleets serve, then the rest in reverse order.
+
+    Args:
+        todo: all steps of the run, as for ``run``.
+        header: of the run that is to go back.
+        directory: of ``directory_of``.
+
+    Raises:
+        Stopped: by the user; the same call goes on.
+        NotFound: no such run is open.
+        Conflict: another run works on the deployment.
+        PreconditionFailed: the run has come too far; or something did not go back, and the run is still open.
+    """
+    _distinct(todo)
+    interrupts = interrupts or Interrupts()
+    with run_lock.held(directory, "rollback"), interrupts.listening():
+        at = next((each for each in journal.all_of(directory) if each.open and each.header.same_run(header)), None)
+        if at is None:
+            raise NotFound(
+                f"no such run of {header.deployment} is open", field="journal", remedy="medport deploy status"
+            )
+        if _committed(todo, at):
+            raise PreconditionFailed(
+                "the run has been verified and recorded, and only tidies up now",
+                field="journal",
+                remedy="finish it, medport deploy apply; then go back to the lock before, medport deploy rollback",
+            )
+        at.on_line = on_journal_line
+        at.reopen()
+        undone = _back(todo, at, control, interrupts, on_event)
+        if not all(undone.values()):
+            left = ", ".join(step.title for step in todo if not undone.get(step.key, True))
+            raise PreconditionFailed(
+                f"did not go back: {left}", field="journal", remedy="put away what it left: medport deploy sweep"
+            )
+        at.end("taken back")
+    return Report(at.path, True, tuple(step.title for step in todo if step.key in undone), ())
 
 
 def check_maker(made_by: str, present: str) -> None:
@@ -135,7 +188,7 @@ def _all(
         except Stopped:
             raise
         except MedportError:
-            if back and _back(todo, at, control, interrupts, on_event):
+            if back and not _committed(todo, at) and all(_back(todo, at, control, interrupts, on_event).values()):
                 at.end("taken back")
             raise
         (done if did else skipped).append(step.title)
@@ -148,15 +201,21 @@ def _back(
     control: ControlPlane,
     interrupts: Interrupts,
     on_event: Callable[[Event], None],
-) -> bool:
+) -> dict[str, bool]:
     touched = {record.step for record in at.touched()}
+    begun = [step for step in reversed(todo) if step.key in touched]
+    # Those who ask now come first: every old fleet serves again before any new one goes.
+    begun.sort(key=lambda step: step.kind != "traffic")
     # Whatever fails, the rest goes back all the same; what did not is in the journal for sweep.
-    undone = [
-        steps.take_back(step, control=control, journal=at, interrupts=interrupts, on_event=on_event)
-        for step in reversed(todo)
-        if step.key in touched
-    ]
-    return all(undone)
+    return {
+        step.key: steps.take_back(step, control=control, journal=at, interrupts=interrupts, on_event=on_event)
+        for step in begun
+    }
+
+
+def _committed(todo: Sequence[Step], at: Journal) -> bool:
+    last = (at.last_of(step.key) for step in todo if step.commits)
+    return any(record is not None and record.state == "done" for record in last)
 
 
 def _distinct(todo: Sequence[Step]) -> None:

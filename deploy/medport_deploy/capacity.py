@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from medport_deploy.diff_fleets import is_ours
+from medport_deploy.diff_fleets import UNDEPLOYED
 from medport_deploy.reality import Fleet, Reality
 from medport_deploy.rows import Row
 from medport_deploy.spec import Spec
+
+SURGE_REPLICAS = 1
+"""How many machines more than there were a rolling rollout uses, so that none is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,9 @@ def of(spec: Spec, reality: Reality, rows: Iterable[Row]) -> Capacity:
         fleets = state.endpoint.fleets if state and state.endpoint else ()
         row = said[f"deployed_model.{name}"]
         wanted = _wanted(spec, name)
-        standing = [_standing(each) for each in fleets]
-        now += standing
+        now += [_standing(each) for each in fleets]
+        # What goes before Terraform replaces its endpoint never runs beside what comes.
+        standing = [_standing(each) for each in fleets if not _goes_first(said, name, each)]
         stays = [each for each in fleets if _action(said, name, each) == "none"]
         after += [wanted, *(_standing(each) for each in stays)]
         during += list(_during(spec, row, wanted, fleets, standing))
@@ -67,12 +71,11 @@ def _during(
     spec: Spec, row: Row, wanted: Machines, fleets: Iterable[Fleet], standing: list[Machines]
 ) -> Iterator[Machines]:
     if row.action == "replace" and spec.rollout.strategy == "recreate":
-        yield from (_standing(each) for each in fleets if not is_ours(each))
+        yield from (_standing(each) for each in fleets if each.id != row.before.get("id"))
         return
     yield from standing
     if row.action == "replace":
-        # Server-side rolling: one machine of the new version more than there were.
-        yield Machines(wanted.machine_type, wanted.accelerator, wanted.count, 1, 1)
+        yield Machines(wanted.machine_type, wanted.accelerator, wanted.count, SURGE_REPLICAS, SURGE_REPLICAS)
     elif row.action == "create":
         yield wanted
 
@@ -81,6 +84,11 @@ def _action(said: dict[str, Row], name: str, fleet: Fleet) -> str | None:
     """What is done about a fleet beside the wanted one; ``None`` for the wanted one, and what goes with it."""
     row = said.get(f"deployed_model.{name}/{fleet.id}")
     return row.action if row else None
+
+
+def _goes_first(said: dict[str, Row], name: str, fleet: Fleet) -> bool:
+    row = said.get(f"deployed_model.{name}/{fleet.id}")
+    return row is not None and row.after.get(UNDEPLOYED) == "first"
 
 
 def _wanted(spec: Spec, name: str) -> Machines:

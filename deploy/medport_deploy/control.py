@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 import tenacity
 
-from medport.errors import Conflict, MedportError, NotFound
+from medport.errors import Conflict, MedportError, NotFound, ProtocolError
 from medport_deploy import control_messages as messages
 from medport_deploy.control_clients import Clients
 from medport_deploy.control_errors import translated
@@ -185,6 +185,26 @@ class ControlPlane:
         mask = messages.mask("traffic_split")
         return messages.plain(self._call("endpoints", "update_endpoint", endpoint=body, update_mask=mask))
 
+    def update_endpoint(self, endpoint: str, body: Json, fields: Sequence[str]) -> Json:
+        """Change fields of an endpoint; gives the endpoint.
+
+        Args:
+            body: the new values. Labels that it does not name stay as they are; one that is ``None`` goes.
+            fields: which, in proto's spelling, such as ``display_name``; not ``traffic_split``.
+
+        Raises:
+            Conflict: the endpoint was changed at the same time.
+        """
+        now = self.get_endpoint(endpoint)
+        changed = {**now, **body}
+        if "labels" in body:
+            labels = {**now.get("labels", {}), **body["labels"]}
+            changed["labels"] = {key: value for key, value in labels.items() if value is not None}
+        # The etag that was just read makes the server refuse a change that crosses another.
+        asked = messages.endpoint(changed)
+        mask = messages.mask(*fields)
+        return messages.plain(self._call("endpoints", "update_endpoint", endpoint=asked, update_mask=mask))
+
     def set_inference_timeout(self, endpoint: str, seconds: int) -> Json:
         """The operation that sets how long a request may take; Terraform's provider cannot."""
         body = messages.endpoint(
@@ -264,7 +284,8 @@ class ControlPlane:
 
     def get_operation(self, name: str) -> Json:
         """An operation as it is now; sent once."""
-        return messages.operation(self._call(_service(name), "get_operation", {"name": name}))
+        found = self._of_any_version(lambda: self._call(_service(name), "get_operation", {"name": name}))
+        return messages.operation(found)
 
     def pending(self, resource: str) -> list[Json]:
         """The operations of a resource that are not done; none if there is no such resource.
@@ -276,8 +297,9 @@ class ControlPlane:
         token, seen = "", 0
         while seen < _MOST_OPERATIONS:
             asked = {"name": resource, "page_size": 100, "page_token": token}
+            call = partial(self._call, _service(resource), "list_operations", asked)
             try:
-                page = self._again(partial(self._call, _service(resource), "list_operations", asked))
+                page = self._again(partial(self._of_any_version, call))
             except NotFound:
                 return []
             seen += max(1, len(page.operations))
@@ -313,6 +335,14 @@ class ControlPlane:
     ) -> Any:
         with translated(_words(method)):
             return self._clients.call(service, method, request or fields, timeout_s=self._timeout_s, api=api)
+
+    def _of_any_version(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except ProtocolError:
+            # What an operation of v1beta1 holds can be read once its messages are known, which takes a second.
+            messages.know_beta()
+            return call()
 
     def _again(self, call: Callable[[], T]) -> T:
         sleep = self.polling.clock.sleep

@@ -39,6 +39,11 @@ def mask(*fields: str) -> Any:
     return _extras.load("google.protobuf.field_mask_pb2", extra="deploy").FieldMask(paths=list(fields))
 
 
+def know_beta() -> None:
+    """Let what v1beta1's operations hold be read."""
+    _extras.load("google.cloud.aiplatform_v1beta1", extra="deploy")
+
+
 def plain(message: Any) -> Json:
     """A message of Google's client as JSON."""
     return _json(type(message).pb(message))

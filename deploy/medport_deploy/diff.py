@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from medport.lock import Lock
@@ -36,6 +37,7 @@ def rows(
     *,
     terraform: tuple[Row, ...] = (),
     replaced: frozenset[str] = frozenset(),
+    retained: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Row, ...]:
     """The rows of a plan, in the order in which things are done.
 
@@ -43,6 +45,7 @@ def rows(
         lock: pinned, and of this specification; see ``lock_check``.
         terraform: Terraform's rows.
         replaced: ids of endpoints that Terraform will replace or destroy.
+        retained: ids of old fleets that are kept as the quick way back, and until when.
     """
     how_long = estimates.of(spec.target.kind)
     found = list(terraform)
@@ -54,7 +57,7 @@ def rows(
         version = _version(lock, name, state, how_long)
         found += [version.row]
         wanted = diff_fleets.Wanted.of(spec, lock, name, version.version_id)
-        found += diff_fleets.rows(wanted, state.endpoint, gone=gone, estimates=how_long)
+        found += diff_fleets.rows(wanted, state.endpoint, gone=gone, estimates=how_long, retained=retained)
     found += [_leftover(each) for each in reality.leftovers]
     return tuple(found)
 

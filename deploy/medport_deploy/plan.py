@@ -10,19 +10,21 @@ duration, cost and quotas. Nothing is changed by making one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from medport.errors import EXIT_CHANGES, PreconditionFailed
+from medport.errors import EXIT_CHANGES, NotFound, PreconditionFailed
 from medport.lock import Lock
 from medport.wire.vertex import rfc3339
-from medport_deploy import capacity, cost, diff, estimates, quota, reality, terraform_changes
+from medport_deploy import capacity, cost, diff, diff_fleets, estimates, quota, reality, terraform_changes
 from medport_deploy.cost import Cost, Prices
+from medport_deploy.estimates import Estimates
 from medport_deploy.quota import Headroom, Limits
 from medport_deploy.reality import Reads, Reality
 from medport_deploy.rows import Row
@@ -163,6 +165,7 @@ def make(
     terraform_file: Path | None = None,
     limits: Limits | None = None,
     prices: Prices | None = None,
+    retained: Mapping[str, str] = MappingProxyType({}),
     now: datetime | None = None,
 ) -> Plan:
     """See what stands and say what is to be done.
@@ -174,16 +177,26 @@ def make(
         terraform: its root, after ``init``; ``None`` if the specification has none.
         terraform_file: where to save Terraform's plan; needed with ``terraform``.
         limits: where quotas are read; ``None``: they are not asked for.
+        retained: ids of old fleets that are kept as the quick way back, and until when (ISO 8601). Those whose
+            time is over are to go.
 
     Raises:
         What the control plane's calls and ``Terraform.plan`` raise. Nothing was changed then.
     """
+    now = now or datetime.now(UTC)
     found, outcome, shown = _looked(spec, plane, terraform, terraform_file)
     how_long = estimates.of(spec.target.kind)
     by_terraform = terraform_changes.rows(shown, how_long)
+    replaced = terraform_changes.replaced_endpoints(shown)
     rows = diff.rows(
-        spec, lock, found, terraform=by_terraform, replaced=terraform_changes.replaced_endpoints(shown)
+        spec,
+        lock,
+        found,
+        terraform=by_terraform,
+        replaced=replaced,
+        retained={id_: until for id_, until in retained.items() if datetime.fromisoformat(until) > now},
     )
+    rows = (*rows, *_going(spec, plane, replaced, how_long))
     machines = capacity.of(spec, found, rows)
     notes = [f"terraform: {each}" for each in outcome.warnings] if outcome else []
     if outcome and outcome.changes and not by_terraform:
@@ -195,7 +208,7 @@ def make(
     return Plan(
         deployment=spec.name,
         target=target_of(spec),
-        made_at=rfc3339(now or datetime.now(UTC)),
+        made_at=rfc3339(now),
         medport=metadata.version("medport"),
         inputs=inputs_of(spec_bytes, lock, found, terraform_file if outcome else None),
         rows=rows,
@@ -241,6 +254,16 @@ def _looked(
             terraform.cancel.set()
             raise
     return found, outcome, shown
+
+
+def _going(spec: Spec, plane: Reads, replaced: frozenset[str], how_long: Estimates) -> Iterator[Row]:
+    """What stands on endpoints that Terraform takes away and that the specification no longer has."""
+    for id_ in sorted(replaced - {spec.endpoint_id(name) for name in spec.models}):
+        try:
+            endpoint = reality.endpoint_state(plane.get_endpoint(id_))
+        except NotFound:
+            continue
+        yield from diff_fleets.going(endpoint, how_long)
 
 
 def _planned(terraform: Terraform, file: Path) -> tuple[PlanOutcome, dict[str, Any]]:

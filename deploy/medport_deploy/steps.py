@@ -6,7 +6,8 @@ worked, so the step looks before it sends it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +61,26 @@ class Doing:
             if record.kind == kind and record.name.startswith(prefix) and record.was is not None:
                 return record.was
         return {}
+
+    @property
+    def again(self) -> bool:
+        """Whether an earlier attempt at the step, such as one of a run that died, may have done a part of it."""
+        begun = [each for each in self._journal.records if each.step == self._step.key and each.state == "before"]
+        return len(begun) > 1
+
+    @contextmanager
+    def stopped_by(self, stop: Callable[[], None]) -> Iterator[None]:
+        """Let Ctrl-C stop what is under way in the block. Raises ``Stopped`` if the user has asked before.
+
+        Args:
+            stop: is called by the signal's handler, so it must take no lock.
+        """
+        before, self._interrupts.on_first = self._interrupts.on_first, stop
+        try:
+            self.check()
+            yield
+        finally:
+            self._interrupts.on_first = before
 
     def wait(self, operation: Json, *, deadline_s: float = DEPLOY_S) -> Json:
         """An operation once it is done; its name is in the journal first. As ``ControlPlane.wait``."""
@@ -153,6 +174,8 @@ class Step:
     """Wait for what an attempt may have begun whose answer was lost."""
     repeats: bool = True
     """Whether ``do`` is tried again after an error that may pass; not for a test whose failure is a finding."""
+    commits: bool = False
+    """Once it is done, the run is not taken back any more: what follows only tidies up."""
     once: bool = False
     """Its being done is in the journal, not in what is there: a share of traffic that a later step changed, a test
     that passed."""
@@ -230,6 +253,8 @@ def take_back(
         pass
     except StillRunning as left:
         raise stopped(journal, left.remedy) from left
+    except Stopped:
+        raise
     except MedportError as error:
         say("not undone", error=f"{type(error).__name__}: {clean(str(error))}")
         return False

@@ -47,27 +47,6 @@ def endpoint(control: ControlPlane, deployment: str, endpoint_id: str, body: Jso
     )
 
 
-def inference_timeout(control: ControlPlane, endpoint_id: str, seconds: int) -> Step:
-    """Set how long a request may take."""
-    wanted = f"{seconds}s"
-
-    def done() -> bool:
-        config = control.get_endpoint(endpoint_id).get("clientConnectionConfig", {})
-        return bool(config.get("inferenceTimeout") == wanted)
-
-    def do(doing: Doing) -> None:
-        doing.wait(control.set_inference_timeout(endpoint_id, seconds), deadline_s=_QUICK_S)
-
-    return Step(
-        kind="inference_timeout",
-        name=endpoint_id,
-        title=f"let requests to {endpoint_id} take {seconds} s",
-        do=do,
-        done=done,
-        settle=lambda doing: doing.settle(control.endpoint_name(endpoint_id)),
-    )
-
-
 def version(control: ControlPlane, deployment: str, model_id: str, alias: str, body: Json) -> Step:
     """Upload a version of a model.
 

@@ -34,6 +34,11 @@ KEPT = 10_000
 """Operations that are done are asked for within minutes; without an end they would fill the disk."""
 _FORGET_EVERY = 100
 _TYPE = "type.googleapis.com/google.cloud.aiplatform"
+_BETA = frozenset((
+    "rolloutOptions", "enableContainerLogging", "fullFineTunedResources",
+    "scaleToZeroSpec", "initialReplicaCount", "flexStart",
+))  # fmt: skip
+"""Fields of a DeployedModel and of its machines that v1 does not have."""
 _EMPTY = "type.googleapis.com/google.protobuf.Empty"
 
 
@@ -183,7 +188,9 @@ class Operations:
         operation = _going_on(transaction, name)
         message = self._kinds[operation.kind].response
         typed = (
-            {"@type": _EMPTY} if message is None else {"@type": f"{_TYPE}.{operation.api}.{message}", **response}
+            {"@type": _EMPTY}
+            if message is None
+            else {"@type": f"{_TYPE}.{operation.api}.{message}", **_known(response, operation.api)}
         )
         transaction.run(
             "UPDATE operation SET state = 'DONE', request = ?, response = ?, updated = ? WHERE name = ?",
@@ -270,6 +277,17 @@ def _told(kind: Kind, metadata: Mapping[str, Any] | None) -> Json:
     if not kind.staged:
         told.pop("deploymentStage", None)
     return told
+
+
+def _known(response: Any, api: Api) -> Any:
+    """A response without what only v1beta1 has: a client of v1 cannot read an operation that holds it."""
+    if api == "v1beta1":
+        return response
+    if isinstance(response, list):
+        return [_known(each, api) for each in response]
+    if not isinstance(response, dict):
+        return response
+    return {key: _known(value, api) for key, value in response.items() if key not in _BETA}
 
 
 def _dump(value: object) -> str:

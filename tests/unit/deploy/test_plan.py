@@ -409,3 +409,103 @@ def test_screen_of_no_change_is_short() -> None:
 )
 def test_lengths_of_time_are_told_in_two_figures(seconds: float, said: str) -> None:
     assert estimates.words(seconds) == said
+
+
+def test_old_fleet_that_is_kept_stays_and_costs_until_its_time_is_over() -> None:
+    wanted = spec()
+    pinned = lock(wanted)
+    old = fleet(wanted, lock(wanted, commit=OTHER), "2")
+    found = deployed(wanted, pinned, fleets=(fleet(wanted, pinned), old), traffic={fleet(wanted, pinned).id: 100})
+
+    kept = planned(wanted, diff.rows(wanted, pinned, found, retained={old.id: "2027-01-01T00:00:00Z"}), found)
+    over = planned(wanted, diff.rows(wanted, pinned, found), found)
+
+    row = by_address(kept.rows)[f"deployed_model.reader/{old.id}"]
+    assert (row.action, kept.exit_code) == ("none", 0)
+    assert "kept until 2027-01-01T00:00:00Z" in row.why
+    assert kept.cost.after.hour == kept.cost.now.hour
+    assert by_address(over.rows)[f"deployed_model.reader/{old.id}"].after == {"undeployed": "last"}
+    assert over.cost.after.hour < over.cost.now.hour
+
+
+def test_fleet_that_serves_is_kept_from_now_on_whatever_was_kept_before() -> None:
+    wanted = spec(rollout={"retain_s": 1800})
+    old, new = lock(wanted), lock(wanted, commit=OTHER)
+    id_ = fleet(wanted, old).id
+
+    rows = diff.rows(wanted, new, deployed(wanted, old), retained={id_: "2027-01-01T00:00:00Z"})
+
+    assert by_address(rows)[f"deployed_model.reader/{id_}"].after == {"undeployed": "later", "kept_s": 1800}
+
+
+def test_rolling_keeps_an_older_fleet_that_is_retained_out_of_it() -> None:
+    wanted = spec(rollout={"strategy": "rolling"})
+    pinned = lock(wanted)
+    older = fleet(wanted, lock(wanted, said="older"), "2")
+    serving = fleet(wanted, pinned)
+    found = deployed(wanted, pinned, fleets=(older, serving), traffic={serving.id: 100})
+
+    rows = diff.rows(wanted, lock(wanted, commit=OTHER), found, retained={older.id: "2027-01-01T00:00:00Z"})
+
+    said = by_address(rows)
+    assert said["deployed_model.reader"].before["id"] == serving.id
+    assert said[f"deployed_model.reader/{older.id}"].action == "none"
+    assert f"deployed_model.reader/{serving.id}" not in said
+
+
+def test_rolling_over_another_machine_is_refused_in_the_plan() -> None:
+    wanted = spec(rollout={"strategy": "rolling"})
+    bigger = spec(
+        rollout={"strategy": "rolling"},
+        model={"machine": {"type": "a2-ultragpu-1g", "accelerator": "NVIDIA_A100_80GB", "count": 1}},
+    )
+    pinned = lock(wanted)
+    found = deployed(wanted, pinned)
+
+    plan = planned(bigger, diff.rows(bigger, lock(wanted, commit=OTHER), found), found)
+
+    with pytest.raises(PreconditionFailed, match="rolling takes over the machines"):
+        plan.require_possible("europe-west4")
+
+
+def test_rolling_needs_as_many_machines_more_as_its_steps_ask_for() -> None:
+    wanted = spec(rollout={"strategy": "rolling"})
+    found = deployed(wanted, lock(wanted))
+
+    machines = capacity.of(wanted, found, diff.rows(wanted, lock(wanted, commit=OTHER), found))
+
+    more = sum(each.least for each in machines.during) - sum(each.least for each in machines.now)
+    assert more == capacity.SURGE_REPLICAS
+
+
+def test_recreate_keeps_room_for_what_stays_while_nothing_answers() -> None:
+    wanted = spec(rollout={"strategy": "recreate"})
+    serving = fleet(wanted, lock(wanted))
+    older = fleet(wanted, lock(wanted, said="older"), "2")
+    found = deployed(wanted, lock(wanted), fleets=(serving, older), traffic={serving.id: 100})
+
+    rows = diff.rows(wanted, lock(wanted, commit=OTHER), found, retained={older.id: "2027-01-01T00:00:00Z"})
+
+    assert len(capacity.of(wanted, found, rows).during) == 1
+    assert len(capacity.of(wanted, found, rows).after) == 2
+
+
+def test_fleets_go_before_terraform_replaces_their_endpoint_and_others_block_it() -> None:
+    wanted = spec(model={"endpoint": {"id": "1234"}}, terraform={"root": "infra"})
+    mine, theirs = fleet(wanted, lock(wanted)), Fleet("8", "their-model", "3", "by hand")
+    found = deployed(wanted, lock(wanted), fleets=(mine, theirs))
+
+    said = by_address(diff.rows(wanted, lock(wanted), found, replaced=frozenset({"1234"})))
+
+    assert said[f"deployed_model.reader/{mine.id}"].after == {"undeployed": "first"}
+    assert said["deployed_model.reader/8"].blocked
+    assert "by hand" in said["deployed_model.reader/8"].why
+
+
+def test_row_of_a_fleet_that_stays_as_it_is_names_it() -> None:
+    wanted = spec()
+    found = deployed(wanted, lock(wanted))
+
+    row = by_address(diff.rows(wanted, lock(wanted), found))["deployed_model.reader"]
+
+    assert (row.action, row.before) == ("none", {"id": fleet(wanted, lock(wanted)).id})

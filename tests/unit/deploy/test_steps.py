@@ -310,3 +310,54 @@ def test_error_in_the_journal_has_no_token(run: Run) -> None:
         run.perform(thing.step())
 
     assert "s3cr3t" not in run.journal.path.read_text()
+
+
+def test_step_knows_whether_an_earlier_attempt_may_have_done_a_part_of_it(run: Run) -> None:
+    seen: list[bool] = []
+    thing = Thing(answers=[InputError("no"), None])
+
+    def do(doing: Doing) -> None:
+        seen.append(doing.again)
+        thing.make(doing)
+
+    with pytest.raises(InputError):
+        run.perform(thing.step(do=do))
+    run.perform(thing.step(do=do))
+
+    assert seen == [False, True]
+
+
+def test_ctrl_c_reaches_what_a_step_waits_for_and_nothing_after_it(run: Run) -> None:
+    told: list[str] = []
+
+    def do(doing: Doing) -> None:
+        with doing.stopped_by(lambda: told.append("stop")):
+            run.interrupts.ask()
+        run.interrupts.on_first()
+
+    run.perform(Thing().step(do=do))
+
+    assert told == ["stop"]
+
+
+def test_step_does_not_begin_to_wait_for_what_the_user_has_stopped_before(run: Run) -> None:
+    begun: list[str] = []
+    run.interrupts.ask()
+
+    def do(doing: Doing) -> None:
+        with doing.stopped_by(lambda: None):
+            begun.append("begun")
+
+    with pytest.raises(Stopped):
+        run.perform(Thing().step(do=do))
+
+    assert begun == []
+
+
+def test_way_back_that_the_user_stops_is_not_held_for_one_that_failed(run: Run) -> None:
+    run.interrupts.ask()
+
+    with pytest.raises(Stopped):
+        run.take_back(Thing().step(undo=lambda doing: doing.sleep(10)))
+
+    assert run.states == ["undoing"]
