@@ -62,7 +62,11 @@ def _row(row: Row) -> Iterator[str]:
     why = f"  {row.why}" if row.why else ""
     yield f"  {MARKS[row.action]:>3} {row.address}{why}{tail}"
     if row.changes:
-        fields = _split(row) if row.action == "traffic" else _fields(row.before, {} if row.action == "destroy" else row.after)
+        fields = (
+            _split(row)
+            if row.action == "traffic"
+            else _fields(row.before, {} if row.action == "destroy" else row.after)
+        )
         if fields:
             yield f"        {fields}"
 

@@ -1,4 +1,4 @@
-"""The command line: ``medport chat | embed | classify | endpoints | models | doctor | serve | snapshot …``."""
+"""The command line: ``medport chat | embed | classify | endpoints | models | doctor | serve | deploy …``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from medport.cli import local
+from medport.cli import delegated
 from medport.cli.output import Output
 from medport.errors import EXIT_FAILED, EXIT_INTERRUPTED, MedportError
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     output = Output.foretold(given)
     try:
-        code = local.run(given[0], given[1:]) if given[:1] and given[0] in local.COMMANDS else _own(given)
+        code = delegated.run(given[0], given[1:]) if given[:1] and given[0] in delegated.COMMANDS else _own(given)
         sys.stdout.flush()
     except MedportError as error:
         _trace(given)
@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _own(given: Sequence[str]) -> int:
-    # Half a second of imports, which the commands of the local backend need not wait for.
+    # Half a second of imports, which the commands of the other packages need not wait for.
     from medport.cli.tree import app
 
-    return local.invoke(app, given)
+    return delegated.invoke(app, given)
 
 
 def _usage(output: Output, error: Exception) -> int:

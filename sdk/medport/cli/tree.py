@@ -1,4 +1,4 @@
-"""The whole command line: its own commands, and those of the local backend as far as help shows them."""
+"""The whole command line: its own commands, and those of the other packages as far as help shows them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from medport import _extras
-from medport.cli import commands, doctor, endpoints, local, models
+from medport.cli import commands, delegated, doctor, endpoints, models
 
 # One line a paragraph: the help is wrapped to the terminal's width.
 _EPILOG = "\n\n".join(
@@ -52,17 +52,17 @@ _models.command("show", epilog="Example: medport models show medgemma@default")(
 app.add_typer(_models, name="models")
 
 
-def _local(context: typer.Context) -> int:
-    return local.run(str(context.info_name), context.args)
+def _other(context: typer.Context) -> int:
+    return delegated.run(str(context.info_name), context.args)
 
 
-for _name, _help in local.COMMANDS.items():
+for _name, (_, _help) in delegated.COMMANDS.items():
     app.command(
         _name,
         help=_help,
         add_help_option=False,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(_local)
+    )(_other)
 
 
 @app.command(epilog="Example: medport demo --out out/demo")

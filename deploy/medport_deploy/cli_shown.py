@@ -1,0 +1,17 @@
+"""Lines on stdout that have a style, as plans, reports and states are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from medport.cli.output import printable
+
+
+def styled(lines: Iterable[tuple[str, str]], *, no_color: bool) -> None:
+    """Print lines, each with its style of rich, unwrapped and without control characters."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(no_color=True if no_color else None)
+    for text, style in lines:
+        console.print(Text(printable(text), style), soft_wrap=True, highlight=False)

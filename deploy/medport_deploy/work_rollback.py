@@ -1,0 +1,126 @@
+"""Go back: take an open run back, or let the lock serve that was verified before."""
+
+from __future__ import annotations
+
+import time
+
+from medport.errors import NotFound
+from medport.lock import Lock
+from medport_deploy import apply, approved, history, plan_file, rollback, todo, work_kept, work_run
+from medport_deploy.history import Entry
+from medport_deploy.journal import Journal
+from medport_deploy.plan import make
+from medport_deploy.work import Deployment
+from medport_deploy.work_apply import gone_on
+from medport_deploy.work_run import Outcome
+
+PLAN_NAME = "rollback.json"
+
+
+def go_back(deployment: Deployment, *, to: str | None = None, keep: bool = False) -> Outcome:
+    """Take an open run back; without one, go back to the lock that was verified before.
+
+    Its fleets take the traffic again where they are still deployed, which takes seconds, else they are deployed
+    from what was kept when it was verified. The files of the specification stay as they are.
+
+    Args:
+        to: a lock's id, or the beginning of one.
+        keep: leave the rejected fleets deployed, without traffic.
+
+    Raises:
+        NotFound: no other lock was verified, or none with this id.
+        Stopped: by the user.
+        What the steps raise.
+    """
+    run = deployment.open_run()
+    if run is not None and run.header.verb == "apply":
+        return _taken_back(deployment, run)
+    if run is not None and work_kept.has(deployment.directory, run.header.plan_sha256):
+        return gone_on(deployment, run)
+    entries = deployment.history()
+    present = history.serving(entries)
+    entry = _entry(entries, present, to)
+    spec_bytes, lock = approved.load(deployment.directory, entry.lock_id)
+    there = deployment.at_lock(spec_bytes, lock)
+    steps = rollback.fast(
+        there.spec,
+        entry,
+        there.control,
+        reject=present.lock_id if present else rollback.rejected(entry, there.control),
+        keep=keep,
+        trial=work_run.trial_of(there),
+    )
+    if steps is None:
+        return _redeployed(there, lock)
+    kept = (
+        {each.deployed_model: there.spec.rollout.retain_s for each in present.models.values()} if present else {}
+    )
+    header = there.header("rollback", lock.lock_id, rollback.run_sha256(entry, keep=keep))
+
+    def record() -> None:
+        work_run.record(there, header, kept if keep else {})
+
+    steps.append(work_run.recorded("write down what serves now", record))
+    return work_run.run_steps(there, steps, header, "verified")
+
+
+def _entry(entries: list[Entry], present: Entry | None, to: str | None) -> Entry:
+    if to is not None:
+        found = history.verified(entries, to)
+    else:
+        found = history.last_verified(entries, other_than=present.lock_id if present else "")
+    if found is None:
+        raise NotFound(
+            f"no lock {to} was verified here" if to else "no other lock was verified here before",
+            field="to",
+            remedy="medport deploy history shows which were",
+        )
+    return found
+
+
+def _taken_back(deployment: Deployment, run: Journal) -> Outcome:
+    began = time.monotonic()
+    there, saved, terraform_file = work_run.kept_run(deployment, run)
+    job = work_run.job_of(there, saved, terraform_file, run.header)
+    telling = deployment.telling
+    report = apply.back(
+        todo.steps(job),
+        run.header,
+        deployment.directory,
+        control=deployment.control,
+        interrupts=telling.interrupts,
+        on_event=telling.on_event,
+    )
+    entry = Entry(
+        verb="rollback",
+        outcome="taken back",
+        lock_id=run.header.lock_id,
+        plan_sha256=run.header.plan_sha256,
+        why="by the user",
+    )
+    history.append(deployment.directory, entry)
+    work_run.forget_closed(deployment)
+    present = history.serving(deployment.history())
+    return Outcome("rollback", "taken back", present.lock_id if present else "", report, time.monotonic() - began)
+
+
+def _redeployed(there: Deployment, lock: Lock) -> Outcome:
+    """Plan and apply what was approved, as one run: that it was verified is the approval."""
+    terraform = there.terraform_ready()
+    there.private_directory()
+    file = there.directory / PLAN_NAME
+    terraform_file = plan_file.terraform_file(file)
+    plan = make(
+        there.spec,
+        lock,
+        there.control,
+        spec_bytes=there.spec_bytes,
+        terraform=terraform,
+        terraform_file=terraform_file if terraform else None,
+        retained=there.retained(),
+    )
+    plan.require_possible(there.spec.target.location)
+    saved = plan_file.save(file, plan)
+    header = there.header("rollback", lock.lock_id, saved.sha256)
+    work_kept.keep(there.directory, saved.sha256, file.read_bytes(), there.spec_bytes, lock)
+    return work_run.run_plan(there, saved, terraform_file, header)
