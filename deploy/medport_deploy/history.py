@@ -25,7 +25,7 @@ from medport_deploy.terms import this_user
 FILE_NAME = "history.jsonl"
 FORMAT = 1
 _SHORTEST = 8
-Verb = Literal["apply", "rollback", "promote", "destroy"]
+Verb = Literal["apply", "rollback", "promote", "destroy", "verify"]
 Outcome = Literal["verified", "failed", "taken back", "destroyed", "held"]
 
 

@@ -166,6 +166,14 @@ class LiveTrial:
         pause = self._pause(sleep)
         return [*results, self._golden(name, deployed_model_id, record=record and well, pause=pause)]
 
+    def remember(self, name: str, deployed_model_id: str, *, sleep: Sleep = time.sleep) -> SmokeResult:
+        """Keep the golden answers of a fleet that was found good; or compare them, if this lock's are kept.
+
+        Raises:
+            As ``results``; ConfigError too if the kept answers cannot be read.
+        """
+        return self._golden(name, deployed_model_id, record=True, pause=self._pause(sleep))
+
     def baseline(self, name: str, *, sleep: Sleep = time.sleep) -> None:
         """As ``Trial``. It is kept on the disk, so that a run that goes on in another process has it.
 

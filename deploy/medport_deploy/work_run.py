@@ -121,15 +121,16 @@ def job_of(deployment: Deployment, saved: Saved, terraform_file: Path, header: H
         for row in saved.plan.rows
         if row.after.get(UNDEPLOYED) == "later"
     }
+    trial = trial_of(deployment)
     return Job(
         spec=deployment.spec,
         lock=deployment.locked(),
         plan=saved.plan,
         control=deployment.control,
-        trial=trial_of(deployment),
+        trial=trial,
         terraform=deployment.terraform_ready() if by_terraform else None,
         terraform_file=terraform_file if by_terraform else None,
-        record=lambda: record(deployment, header, kept),
+        record=lambda: _remembered(deployment, trial, record(deployment, header, kept)),
     )
 
 
@@ -159,7 +160,7 @@ def kept_run(deployment: Deployment, run: Journal) -> tuple[Deployment, Saved, P
     return there, saved, plan_file.terraform_file(kept.plan_file)
 
 
-def record(deployment: Deployment, header: Header, kept: Mapping[str, float] = MappingProxyType({})) -> None:
+def record(deployment: Deployment, header: Header, kept: Mapping[str, float] = MappingProxyType({})) -> Entry:
     """Write down that the deployment was verified: what serves, and what it was made of, for a way back to it.
 
     Args:
@@ -169,16 +170,25 @@ def record(deployment: Deployment, header: Header, kept: Mapping[str, float] = M
     before = history.serving(deployment.history())
     left = before is not None and header.verb == "rollback" and before.lock_id != header.lock_id
     now = datetime.now(UTC)
-    history.append(
-        deployment.directory,
-        _entry(
-            deployment,
-            header,
-            "verified",
-            rejected=before.lock_id if before is not None and left else None,
-            retained={id_: rfc3339(now + timedelta(seconds=seconds)) for id_, seconds in kept.items()},
-        ),
+    entry = _entry(
+        deployment,
+        header,
+        "verified",
+        rejected=before.lock_id if before is not None and left else None,
+        retained={id_: rfc3339(now + timedelta(seconds=seconds)) for id_, seconds in kept.items()},
     )
+    history.append(deployment.directory, entry)
+    return entry
+
+
+def _remembered(deployment: Deployment, trial: LiveTrial, entry: Entry) -> None:
+    """Keep the answers that were found good, so that verifying can tell later whether they are the same."""
+    for name, serves in entry.models.items():
+        try:
+            trial.remember(name, serves.deployed_model)
+        except MedportError as error:
+            # What serves was approved already; the next verification keeps them.
+            deployment.telling.note(f"the golden answers of {name} are not kept yet: {clean(error.message)}")
 
 
 def recorded(title: str, write: Callable[[], None]) -> Step:

@@ -10,11 +10,12 @@ from pathlib import Path
 import orjson
 
 from medport.errors import ConfigError
-from medport_deploy import report, verify
+from medport.lock import Lock
+from medport_deploy import history, report, verify
 from medport_deploy.report import Json
 from medport_deploy.verify_result import Report
 from medport_deploy.work import Deployment
-from medport_deploy.work_run import trial_of
+from medport_deploy.work_run import record, trial_of
 
 
 def checked(file: Path, key: Path) -> Json:
@@ -33,11 +34,14 @@ def checked(file: Path, key: Path) -> Json:
 def verified(deployment: Deployment, *, with_smoke: bool = True, with_terraform: bool = True) -> Report:
     """Look at everything once. Raises as ``verify.check``.
 
+    What is found to be all right and is not in the history, as when the state was lost or belongs to another
+    machine, is written into it: then there is a way back to it.
+
     Args:
         with_smoke: send requests of all kinds to what serves.
     """
     lock = deployment.locked()
-    return verify.check(
+    found = verify.check(
         deployment.spec,
         lock,
         deployment.control,
@@ -46,6 +50,16 @@ def verified(deployment: Deployment, *, with_smoke: bool = True, with_terraform:
         smoke=trial_of(deployment).check if with_smoke else None,
         retained=deployment.retained(),
     )
+    if with_smoke and with_terraform and not found.findings:
+        _adopt(deployment, lock)
+    return found
+
+
+def _adopt(deployment: Deployment, lock: Lock) -> None:
+    known = history.serving(deployment.history())
+    if known is None or known.lock_id != lock.lock_id:
+        record(deployment, deployment.header("verify", lock.lock_id))
+        deployment.telling.note("was not in the history; is now, as verified: a rollback can come back to it")
 
 
 def write(found: Report, file: Path, *, key: Path | None, note: Callable[[str], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typer.main import get_command
 
 from medport.cli import delegated
 from medport.errors import EXIT_CHANGES, EXIT_FAILED, EXIT_USAGE
-from medport_deploy import cli, history, run_lock
+from medport_deploy import approved, cli, golden, history, run_lock
 
 
 @pytest.fixture
@@ -489,6 +490,35 @@ def test_drift_is_a_code_of_its_own(desk: Desk, plane: PlaneServer, tmp_path: Pa
     assert said.code == EXIT_CHANGES
     assert "display_name" in said.out
     assert json.loads((tmp_path / "report.json").read_text())["exit_code"] == EXIT_CHANGES
+
+
+def test_state_that_was_lost_is_made_up_for_by_verifying(desk: Desk) -> None:
+    first = desk.deployed()
+    shutil.rmtree(desk.state)
+
+    verified = desk.run("verify")
+    again = desk.run("verify")
+
+    assert (verified.code, again.code) == (0, 0)
+    assert [(each.verb, each.outcome, each.lock_id) for each in history.read(desk.state)] == [
+        ("verify", "verified", first)
+    ]
+    assert approved.load(desk.state, first)[1].lock_id == first
+
+
+def test_what_was_not_asked_for_everything_is_not_called_verified(desk: Desk) -> None:
+    desk.deployed()
+    shutil.rmtree(desk.state)
+
+    desk.run("verify", "--no-smoke")
+
+    assert not desk.state.exists() or history.read(desk.state) == []
+
+
+def test_run_keeps_the_golden_answers_that_it_found_good(desk: Desk) -> None:
+    lock_id = desk.deployed()
+
+    assert golden.load(desk.state, lock_id, "reader")
 
 
 def test_signature_without_a_report_is_wrong_usage(desk: Desk) -> None:
