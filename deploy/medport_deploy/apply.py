@@ -15,6 +15,7 @@ from medport_deploy import journal, run_lock, steps
 from medport_deploy.control import ControlPlane
 from medport_deploy.interrupts import Interrupts, Stopped
 from medport_deploy.journal import Header, Journal
+from medport_deploy.plan_file import check_maker
 from medport_deploy.steps import Event, Step
 
 OnLine = Callable[[journal.Json, bool], None]
@@ -132,20 +133,6 @@ def back(
             )
         at.end("taken back")
     return Report(at.path, True, tuple(step.title for step in todo if step.key in undone), ())
-
-
-def check_maker(made_by: str, present: str) -> None:
-    """Refuse a plan that another version of medport made: its steps need not be those that were approved.
-
-    Raises:
-        PreconditionFailed: it is another.
-    """
-    if made_by != present:
-        raise PreconditionFailed(
-            f"the plan was made by medport {made_by}, and this is {present}",
-            field="plan",
-            remedy="plan again: medport deploy plan",
-        )
 
 
 def _journal(header: Header, directory: Path, earlier: Sequence[Journal], on_line: OnLine) -> tuple[Journal, bool]:

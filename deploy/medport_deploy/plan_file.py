@@ -19,7 +19,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from medport.errors import ConfigError, PreconditionFailed
 from medport.lock import Lock
-from medport_deploy.apply import check_maker
 from medport_deploy.plan import LEFTOVERS, Inputs, Plan
 from medport_deploy.reality import Reality, fingerprint
 
@@ -107,6 +106,20 @@ def read(path: Path, *, medport: str) -> Saved:
         place = ".".join(str(step) for step in fault.errors(include_url=False, include_input=False)[0]["loc"])
         raise ConfigError(f"{path.name} is no plan (at {place})", field="plan", remedy=_AGAIN) from None
     return Saved(plan, hashlib.sha256(data).hexdigest(), _terraform(path, plan.inputs))
+
+
+def check_maker(made_by: str, present: str) -> None:
+    """Refuse a plan that another version of medport made: its steps need not be those that were approved.
+
+    Raises:
+        PreconditionFailed: it is another.
+    """
+    if made_by != present:
+        raise PreconditionFailed(
+            f"the plan was made by medport {made_by}, and this is {present}",
+            field="plan",
+            remedy="plan again: medport deploy plan",
+        )
 
 
 def load(path: Path, *, spec_bytes: bytes, lock: Lock, found: Reality | None, medport: str) -> Saved:

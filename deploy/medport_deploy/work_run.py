@@ -151,7 +151,7 @@ def kept_run(deployment: Deployment, run: Journal) -> tuple[Deployment, Saved, P
     Raises:
         PreconditionFailed: another version of medport began it, or what it was made of is gone.
     """
-    apply.check_maker(run.header.medport, version())
+    plan_file.check_maker(run.header.medport, version())
     kept = work_kept.load(deployment.directory, run.header.plan_sha256)
     there = deployment.at_lock(kept.spec_bytes, kept.lock)
     saved = plan_file.load(

@@ -23,7 +23,7 @@ from medport.errors import (
     QuotaExceeded,
     ServerError,
 )
-from medport_deploy import apply, destroy, journal, names, vertex_steps
+from medport_deploy import apply, destroy, journal, names, plan_file, vertex_steps
 from medport_deploy.control import ControlPlane, split_of
 from medport_deploy.interrupts import Interrupts, Stopped
 from medport_deploy.steps import Event, Step
@@ -230,10 +230,10 @@ def test_split_that_somebody_changed_during_a_rollout_is_not_overwritten(deploym
 
 
 def test_plan_of_another_version_is_refused() -> None:
-    apply.check_maker("1.0", "1.0")
+    plan_file.check_maker("1.0", "1.0")
 
     with pytest.raises(PreconditionFailed, match=r"made by medport 0\.9, and this is 1\.0"):
-        apply.check_maker("0.9", "1.0")
+        plan_file.check_maker("0.9", "1.0")
 
 
 def interrupted(deployment: Deployment, **plan: str) -> None:
