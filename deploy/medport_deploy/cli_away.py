@@ -102,6 +102,6 @@ def _agree(output: Output, yes: bool, question: str, listed: Sequence[object]) -
     if output.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
         if output.json:
             output.data({"outcome": "not agreed to", "found": listed})
-        raise PreconditionFailed("nothing was done: nobody agreed to it", field="yes", remedy="give --yes")
+        raise PreconditionFailed("nothing was done: nobody agreed to it", field="--yes", remedy="give --yes")
     if not typer.confirm(question, err=True):
-        raise PreconditionFailed("nothing was done: the answer was no", field="yes")
+        raise PreconditionFailed("nothing was done: the answer was no", field="--yes")

@@ -131,7 +131,7 @@ def changes(before: Lock | None, after: Lock) -> list[str]:
             lines.append(f"image {name}: {_image_name(was_image)} -> {_image_name(now_image)}")
     was_pins, now_pins = ((each.model_extra or {}).get("deploy") or {} for each in (old, after))
     for key in ("terms", "terraform", "sdk", "spec_sha256"):
-        if was_pins.get(key) != now_pins.get(key):
+        if (was_pins.get(key) or None) != (now_pins.get(key) or None):
             lines.append(f"{key}: {_line(was_pins.get(key))} -> {_line(now_pins.get(key))}")
     return lines
 
