@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import httpx
 import numpy as np
 import orjson
 import pytest
+from support import forked
 from support.polling import wait_until
 
 from medport_local.phantom import weights_dir
@@ -32,11 +31,11 @@ class Server:
     """One process of it."""
 
     def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "medport_local.cli", "serve", "--json", "--port", "0"]
+        command = ["medport_local.cli", "serve", "--json", "--port", "0"]
         command += ["--project", "clinic", "--control-plane", str(folder / "state")]
         command += ["--batch-dir", str(folder / "files")]
         self.log = (folder / "log").open("ab")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log)
+        self.process = forked.Process(*command, stderr=self.log)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, (folder / "log").read_text()[-3000:]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import forked
 
 MEDPORT = [sys.executable, "-m", "medport.cli"]
 KEY = "a-key-for-this-test"
@@ -69,6 +70,8 @@ def images(folder: Path) -> list[str]:
 
 
 def run(environment: dict[str, str], *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    if "input" not in options:
+        return forked.run("medport.cli", *arguments, env=environment, timeout=120, **options)
     return subprocess.run(
         [*MEDPORT, *arguments], env=environment, capture_output=True, text=True, timeout=120, **options
     )

@@ -6,13 +6,12 @@ import json
 import os
 import re
 import ssl
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from support import forked
 
 import medport
 from medport_local.phantom import draw, files
@@ -30,14 +29,12 @@ def test_no_canary_leaves_a_trace_on_the_server(
     rng = np.random.default_rng(3)
     image = files.write_dicom(tmp_path / f"{NAME}.dcm", draw.render(draw.sample(rng), rng, 128).pixels)
     command = [
-        sys.executable, "-m", "medport.cli", "serve", "--port", "0", "--json", "--api-key-env", "CANARY_KEY",
+        "medport.cli", "serve", "--port", "0", "--json", "--api-key-env", "CANARY_KEY",
         "--tls-self-signed", str(tmp_path / "tls"), "--reuse", reuse,
     ]  # fmt: skip
     environment = {**os.environ, "CANARY_KEY": KEY, "TMPDIR": str(scratch)}
     said: list[str] = []
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
-    ) as server:
+    with forked.Process(*command, env=environment) as server:
         assert server.stdout is not None
         line = server.stdout.readline()
         ready = json.loads(line)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support import forked
 from support.polling import wait_until
 
 from medport_local.phantom import weights_dir
@@ -26,26 +26,15 @@ CHAT = {"messages": [{"role": "user", "content": "Describe."}], "max_tokens": 60
 
 
 def medport(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "medport.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, **env},
-    )
+    return forked.run("medport.cli", *arguments, env={**os.environ, **env})
 
 
 @contextmanager
-def serving(stderr: Path, *options: str, **env: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def serving(stderr: Path, *options: str, **env: str) -> Iterator[tuple[str, forked.Process]]:
     """A server as a program, and its URL. What it logs goes to ``stderr``."""
     with stderr.open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "medport_local.cli", "serve", "--port", "0", "--json", *GEMMA, *options],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**os.environ, **env},
-        )
+        command = ["medport_local.cli", "serve", "--port", "0", "--json", *GEMMA, *options]
+        process = forked.Process(*command, stderr=log, env={**os.environ, **env})
         assert process.stdout is not None
         try:
             line = process.stdout.readline()
@@ -194,13 +183,7 @@ def test_spans_reach_the_collector_that_the_environment_names(
     ],
 )
 def test_wrong_setting_of_operation_ends_it_at_once(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "medport_local.cli", "serve", "--port", "0", *GEMMA, *options],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-    )
+    done = forked.run("medport_local.cli", "serve", "--port", "0", *GEMMA, *options, cwd=tmp_path)
 
     assert done.returncode == 64
     assert said in done.stderr

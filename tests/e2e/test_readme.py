@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from support import forked
 
 from medport import config
 from medport_local.phantom import demo
@@ -29,16 +30,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
-def run(directory: Path, *command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command], cwd=directory, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_the_first_program_prints_what_the_readme_says(demo_files: Path) -> None:
-    printed = run(demo_files, "-c", blocks("python")[0])
+    command = [sys.executable, "-c", blocks("python")[0]]
+    printed = subprocess.run(
+        command, cwd=demo_files, stdout=subprocess.PIPE, text=True, timeout=120, check=True
+    ).stdout
 
     shown = blocks("text")[0]
     assert re.sub(r"\d+ ms", "N ms", printed) == re.sub(r"\d+ ms", "N ms", shown)
@@ -71,10 +67,11 @@ def test_the_two_commands_stand_on_lines_of_their_own() -> None:
     ],
 )
 def test_an_example_runs_as_it_stands(demo_files: Path, program: str, arguments: list[str], expected: str) -> None:
-    printed = run(demo_files, str(ROOT / "examples" / program), *arguments)
+    done = forked.run(str(ROOT / "examples" / program), *arguments, cwd=demo_files, timeout=120)
 
-    assert expected in printed
-    assert "reliminary" in printed
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+    assert "reliminary" in done.stdout
 
 
 def test_every_example_is_tested() -> None:

@@ -105,6 +105,12 @@ def known(document: dict[str, Any], http: httpx.Client) -> dict[str, Any]:
     return document
 
 
+# What only Vertex has is refused as UNIMPLEMENTED: that is an answer, and no fault of the server.
+REFUSED_IN_WORDS = """
+[checks]
+not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "501"]
+"""
+
 # Its bodies are those of the operations that are left, at other paths: some thirty thousand requests more.
 BRIEFLY = """
 [[operations]]
@@ -130,7 +136,7 @@ def test_nothing_that_the_document_allows_or_forbids_makes_the_server_fail(
         "no-shrink = true\n"
         'database = "none"\n'
         "[output.sanitization]\n"
-        "enabled = false\n" + ("" if THOROUGH else BRIEFLY)
+        "enabled = false\n" + REFUSED_IN_WORDS + ("" if THOROUGH else BRIEFLY)
     )
     # A process of its own: its plug-ins and warnings stay out of ours, and it runs beside the server's thread.
     command = [
@@ -145,5 +151,4 @@ def test_nothing_that_the_document_allows_or_forbids_makes_the_server_fail(
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-4000:]
     count = sum(len(item) for item in document["paths"].values())
     assert f"Selected: {count}/{count}" in done.stdout
-    # One may be left over by the phases that are disabled above.
-    assert any(f"Tested: {tested}" in done.stdout for tested in (count, count - 1))
+    assert f"Tested: {count}" in done.stdout

@@ -19,26 +19,19 @@ from typing import Any
 
 import httpx
 import pytest
+from support import forked
 
 import medport
 from medport_local.phantom import weights_dir
 
 KEY = "a-key-of-some-length"
-COMMAND = [sys.executable, "-m", "medport_local.cli", "serve"]
+COMMAND = ["medport_local.cli", "serve"]
 
 
 @contextmanager
-def serving(
-    *options: str, env: dict[str, str] | None = None
-) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+def serving(*options: str, env: dict[str, str] | None = None) -> Iterator[tuple[dict[str, Any], forked.Process]]:
     """A server as a program, and the line it printed."""
-    process = subprocess.Popen(
-        [*COMMAND, "--port", "0", "--json", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(env or {})},
-    )
+    process = forked.Process(*COMMAND, "--port", "0", "--json", *options, env={**os.environ, **(env or {})})
     assert process.stdout is not None
     lines: queue.Queue[str] = queue.Queue()
     reader = threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
@@ -165,9 +158,9 @@ def test_running_request_is_finished_before_it_stops() -> None:
 
 
 def test_without_json_it_tells_people_what_it_serves() -> None:
-    process = subprocess.Popen(
-        [*COMMAND, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    # Not forked: it has to import all that it needs.
+    command = [sys.executable, "-m", *COMMAND, "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     text = ""
     while "Stop with" not in text:
@@ -204,9 +197,7 @@ def test_without_json_it_tells_people_what_it_serves() -> None:
     ],
 )
 def test_wrong_setting_ends_it_at_once(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*COMMAND, "--port", "0", *options], capture_output=True, text=True, timeout=60, cwd=tmp_path
-    )
+    done = forked.run(*COMMAND, "--port", "0", *options, cwd=tmp_path)
 
     assert done.returncode == 64
     assert said in done.stderr
@@ -217,7 +208,7 @@ def test_wrong_setting_ends_it_at_once(options: tuple[str, ...], said: str, tmp_
 def test_port_in_use_is_said_before_models_are_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        done = subprocess.run([*COMMAND, "--port", port], capture_output=True, text=True, timeout=60)
+        done = forked.run(*COMMAND, "--port", port)
 
     assert done.returncode == 64
     assert "cannot listen" in done.stderr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from . import forked
 from .polling import wait_until
 
 
@@ -21,24 +20,24 @@ def announced(*options: str, env: Mapping[str, str]) -> Iterator[dict[str, Any]]
 
     At the end it must not have had a fault that it kept from its callers.
     """
-    command = [sys.executable, "-m", "medport_local.cli", "serve", "--json", "--port", "0", *options]
+    command = ["medport_local.cli", "serve", "--json", "--port", "0", *options]
     with (
         tempfile.TemporaryFile() as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, env={**os.environ, **env}) as process,
+        tempfile.TemporaryFile() as printed,
+        forked.Process(*command, stdout=printed, stderr=said, env={**os.environ, **env}) as process,
     ):
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        line = bytearray()
+
+        def line() -> bytes:
+            return os.pread(printed.fileno(), 1 << 20, 0)
 
         def ready() -> bool:
-            line.extend(process.stdout.read() or b"")  # type: ignore[union-attr]
-            return line.endswith(b"\n") or process.poll() is not None
+            return line().endswith(b"\n") or process.poll() is not None
 
         try:
             wait_until(ready, 120, step_s=0.05)
             said.seek(0)
             assert process.poll() is None, said.read().decode()
-            yield orjson.loads(line)
+            yield orjson.loads(line())
             said.seek(0)
             log = said.read()
             assert b"Traceback" not in log, "the server had a fault that no client saw: " + log.decode()[-3000:]

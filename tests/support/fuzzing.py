@@ -12,6 +12,7 @@ import schemathesis
 MAX_TOKENS = 4
 MIN_TIMEOUT_S = 30.0
 _TIMEOUT = "X-Request-Timeout-S"
+_LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 @schemathesis.hook
@@ -26,9 +27,11 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
 def bound(body: Any) -> None:
     """Make a request a small one, in place. What is out of range stays so."""
     for each in _requests(body):
-        name = "max_completion_tokens" if "max_completion_tokens" in each else "max_tokens"
-        if name not in each or _is_above(each[name], MAX_TOKENS):
-            each[name] = MAX_TOKENS
+        for name in _LIMITS:
+            if _is_above(each.get(name), MAX_TOKENS):
+                each[name] = MAX_TOKENS
+        if all(each.get(name) is None for name in _LIMITS):  # a null is no limit either
+            each["max_tokens"] = MAX_TOKENS
         if "prompt" in each and each.get("stream") is True:
             each["stream"] = False  # its NUL-separated values are no JSON, whatever their media type says
         if _is_above(each.get("min_tokens"), 0):

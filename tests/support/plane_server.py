@@ -7,8 +7,6 @@ import os
 import queue
 import signal
 import ssl
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +16,12 @@ from typing import Any
 
 import httpx
 
+from . import forked
 from .polling import wait_until
 
 Json = dict[str, Any]
 KEY = "a-key-of-some-length"
-COMMAND = [sys.executable, "-m", "medport_local.cli", "serve", "--port", "0", "--json", "--api-key-env", "KEY"]
+COMMAND = ["medport_local.cli", "serve", "--port", "0", "--json", "--api-key-env", "KEY"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class PlaneServer:
 
     line: Json
     """What it printed."""
-    process: subprocess.Popen[str]
+    process: forked.Process
     http: httpx.Client
     """With the key, at the server."""
 
@@ -113,11 +112,9 @@ class PlaneServer:
 @contextmanager
 def plane_server(folder: Path, *options: str, timeout_s: float = 60) -> Iterator[PlaneServer]:
     """Serve the state in ``folder`` until the block ends; a second time goes on from it."""
-    process = subprocess.Popen(
-        [*COMMAND, "--control-plane", str(folder / "state"), "--tls-self-signed", str(folder / "tls"), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    process = forked.Process(
+        *COMMAND,
+        *("--control-plane", str(folder / "state"), "--tls-self-signed", str(folder / "tls"), *options),
         env={**os.environ, "KEY": KEY, "XDG_DATA_HOME": str(folder)},
     )
     said: list[str] = []

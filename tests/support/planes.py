@@ -78,6 +78,15 @@ class Standing:
         assert "error" not in operation, operation
         return operation
 
+    def mutated(self, resources: Json, mask: str | None = None, **fields: Any) -> Json:
+        """Change the deployed model 1; its operation, which is done."""
+        body: Json = {"deployedModel": {"id": "1", "dedicatedResources": resources, **fields}}
+        if mask is not None:
+            body["updateMask"] = mask
+        return self.call.done(
+            self.call("POST", f"/v1beta1/{PROJECT.parent}/endpoints/e:mutateDeployedModel", body)
+        )
+
     def share(self, split: Json, endpoint: str = "e") -> Json:
         """Change a traffic split."""
         return self.call("PATCH", f"endpoints/{endpoint}", {"trafficSplit": split}, updateMask="trafficSplit")

@@ -93,6 +93,14 @@ class BatchTargets(Generic[T, A]):
         self._project.check(project, location)
         return self._project.parent
 
+    def scope(self, model: str, endpoint: str) -> str:
+        """What a key must be for: the endpoint's id, or ``models/ID``.
+
+        A model is no endpoint of the same id: a job that asks it may load any of its versions.
+        """
+        id_ = (model or endpoint).rpartition("/")[2].partition("@")[0]
+        return f"models/{id_}" if model else id_
+
     def find(self, parent: str, model: str, endpoint: str) -> A:
         """Whom a job is about; one of ``model`` and ``endpoint`` is ``""``.
 

@@ -12,11 +12,12 @@ from typing import Any
 from pydantic.alias_generators import to_camel
 
 from medport.errors import AlreadyExists, InputError, NotFound, PreconditionFailed
-from medport_local.control import deployed, filters, ids, labels, masks, paging, records, traffic
+from medport_local.control import deployed, ids, labels, masks, paging, records, traffic
 from medport_local.control.asks import Ask, Row
 from medport_local.control.database import Database, Transaction
 from medport_local.control.forms import read, written
 from medport_local.control.forms_endpoint import Endpoint, UpdateEndpoint
+from medport_local.control.listings import listing
 from medport_local.control.operations import Kind, Operations
 from medport_local.control.project import Project
 from medport_local.control.records import Record
@@ -62,7 +63,7 @@ class Endpoints:
         self._operations = operations
         self._advertised = advertised
         self._on_change = on_change
-        self._listing = _listing(project)
+        self._listing = listing(project, "endpoint")
         operations.register(CREATE, self._create_apply)
         operations.register(UPDATE, self._update_apply)
         operations.register(DELETE, _delete_apply)
@@ -221,6 +222,13 @@ def _changed(transaction: Transaction, name: str, form: Endpoint, fields: set[st
     if "traffic_split" in fields:
         standing = deployed.standing(transaction, name)
         body["trafficSplit"] = traffic.check(form.traffic_split or {}, standing, field="traffic_split")
+    dedicated = "dedicatedEndpointEnabled"
+    if bool(body.get(dedicated)) != bool(record.body.get(dedicated)) and deployed.busy(transaction, name):
+        raise PreconditionFailed(
+            f"{dedicated} cannot be changed: Endpoint {name} has deployed or being-deployed DeployedModel(s).",
+            field="endpoint.dedicated_endpoint_enabled",
+            remedy="undeploy them first, or make another endpoint",
+        )
     _check(body)
     return records.update(transaction, record, body)
 
@@ -278,26 +286,3 @@ def _check(body: Json) -> None:
                     field=f"endpoint.{key}",
                     remedy="give one of them",
                 )
-
-
-def _listing(project: Project) -> paging.Listing:
-    def named(value: str) -> str:
-        return project.canonical(value, kind="endpoints", field="filter")
-
-    named_by = filters.Text(sql="name", normal=named)
-    return paging.Listing(
-        condition="kind = 'endpoint' AND parent = ?",
-        filters={
-            "endpoint": named_by,
-            "name": named_by,
-            "display_name": filters.Text(sql="json_extract(body, '$.displayName')"),
-            "labels": filters.Labels(),
-            "create_time": filters.Time(sql="created"),
-            "update_time": filters.Time(sql="updated"),
-        },
-        orders={
-            "display_name": "json_extract(body, '$.displayName')",
-            "create_time": "created",
-            "update_time": "updated",
-        },
-    )

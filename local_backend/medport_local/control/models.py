@@ -14,6 +14,7 @@ from medport_local.control.asks import Ask, Row
 from medport_local.control.database import Database, Transaction
 from medport_local.control.forms import read, written
 from medport_local.control.forms_model import MergeVersionAliases, Model, UploadModel
+from medport_local.control.listings import TIME_ORDERS, TIMES, listing
 from medport_local.control.operations import Kind, Operations
 from medport_local.control.project import Project
 from medport_local.control.uploads import target, upload
@@ -28,10 +29,6 @@ DELETE = Kind("deleteModel", "DeleteOperationMetadata", None)
 DELETE_VERSION = Kind("deleteModelVersion", "DeleteOperationMetadata", None)
 
 _HERE = "/{api}/projects/{project}/locations/{location}/models"
-_TIMES: dict[str, filters.Field] = {
-    "create_time": filters.Time(sql="created"),
-    "update_time": filters.Time(sql="updated"),
-}
 _VERSIONS = paging.Listing(
     condition="kind = 'version' AND parent = ?",
     filters={
@@ -42,9 +39,9 @@ _VERSIONS = paging.Listing(
             " FROM resource AS m WHERE m.name = resource.parent)",
             at="$",
         ),
-        **_TIMES,
+        **TIMES,
     },
-    orders={"create_time": "created", "update_time": "updated"},
+    orders=TIME_ORDERS,
 )
 _ELSEWHERE = {
     "version_aliases": "call :mergeVersionAliases",
@@ -68,7 +65,12 @@ class Models:
         )
         operations.register(DELETE, _delete)
         operations.register(DELETE_VERSION, _delete_version)
-        self._listing = _listing(project)
+        base_model_name = filters.Text(
+            sql="json_extract(body, '$.baseModelName')",
+            operators=frozenset("="),
+            normal=versions.base_model_name,
+        )
+        self._listing = listing(project, "model", base_model_name=base_model_name)
 
     def rows(self) -> tuple[Row, ...]:
         """What there is to call."""
@@ -185,33 +187,6 @@ class Models:
         if version is None:
             raise InputError("a version must be named", field="name", remedy="write MODEL@VERSION")
         return name, version
-
-
-def _listing(project: Project) -> paging.Listing:
-    def named(value: str) -> str:
-        return project.canonical(value, kind="models", field="filter")
-
-    named_by = filters.Text(sql="name", normal=named)
-    return paging.Listing(
-        condition="kind = 'model' AND parent = ?",
-        filters={
-            "model": named_by,
-            "name": named_by,
-            "display_name": filters.Text(sql="json_extract(body, '$.displayName')"),
-            "labels": filters.Labels(),
-            "base_model_name": filters.Text(
-                sql="json_extract(body, '$.baseModelName')",
-                operators=frozenset("="),
-                normal=versions.base_model_name,
-            ),
-            **_TIMES,
-        },
-        orders={
-            "display_name": "json_extract(body, '$.displayName')",
-            "create_time": "created",
-            "update_time": "updated",
-        },
-    )
 
 
 def _delete(transaction: Transaction, request: Json) -> Json:

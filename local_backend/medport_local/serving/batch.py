@@ -55,6 +55,10 @@ class Batches:
         """See ``Targets.parent``."""
         return self._targets.parent(project, location)
 
+    def scope(self, model: str, endpoint: str) -> str:
+        """See ``Targets.scope``."""
+        return self._targets.scope(model, endpoint)
+
     def read(self, body: Mapping[str, object], parent: str, *, tenant: str = "") -> Job:
         """A job as it is asked for, not begun.
 

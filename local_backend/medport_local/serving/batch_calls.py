@@ -41,12 +41,13 @@ class BatchCalls:
     async def create(self, exchange: Exchange) -> Response:
         """A batch prediction job; it is answered at once and runs on."""
         body = await exchange.json(limit=MAX_BODY_BYTES)
-        for named in (body.get("model"), body.get("endpoint")):
+        for kind in ("model", "endpoint"):
+            named = body.get(kind)
             if isinstance(named, str) and named:
                 # Before it is looked for: what is not the caller's is not told from what is not there.
-                exchange.permit(named.rpartition("/")[2].partition("@")[0])
+                exchange.permit(self._batches.scope(**{"model": "", "endpoint": "", kind: named}))
         job = self._batches.read(body, self._parent(exchange), tenant=exchange.tenant)
-        exchange.permit(job.target.id)
+        exchange.permit(self._scope(job))
         job.target.tell(exchange.facts)  # so that the audit log has who asked which model for a job
         await self._batches.start(job)
         return JSON(job.resource())
@@ -54,7 +55,9 @@ class BatchCalls:
     async def list(self, exchange: Exchange) -> Response:
         exchange.permit_any()
         query = dict(parse_qsl(exchange.scope["query_string"].decode("latin-1")))
-        jobs, following = self._batches.jobs.page(self._parent(exchange), query, may=exchange.may)
+        jobs, following = self._batches.jobs.page(
+            self._parent(exchange), query, may=lambda job: exchange.may(self._scope(job))
+        )
         page: dict[str, object] = {"batchPredictionJobs": [job.resource() for job in jobs]}
         return JSON(page | ({"nextPageToken": following} if following else {}))
 
@@ -74,8 +77,11 @@ class BatchCalls:
     def _job(self, exchange: Exchange) -> Job:
         exchange.permit_any()  # to learn that there is no such job; whose it is, is asked next
         job = self._batches.jobs.find(self._parent(exchange), exchange.path["job"])
-        exchange.permit(job.target.id)
+        exchange.permit(self._scope(job))
         return job
+
+    def _scope(self, job: Job) -> str:
+        return self._batches.scope(job.target.model, job.target.endpoint)
 
     def _parent(self, exchange: Exchange) -> str:
         return self._batches.parent(exchange.path["project"], exchange.path["location"])

@@ -103,12 +103,12 @@ class Jobs:
         assert job.over
         self._jobs.pop(job.id, None)
 
-    def page(self, parent: str, query: Mapping[str, str], *, may: Callable[[str], bool]) -> tuple[list[Job], str]:
+    def page(self, parent: str, query: Mapping[str, str], *, may: Callable[[Job], bool]) -> tuple[list[Job], str]:
         """Some of the jobs of a project and location, newest first, and where the next ones begin.
 
         Args:
             query: ``filter``, ``orderBy``, ``pageSize`` and ``pageToken`` as they came; others mean nothing.
-            may: whether the caller may know of jobs by the id of what they ask.
+            may: whether the caller may know of a job.
 
         Raises:
             InputError: names the parameter.
@@ -120,7 +120,7 @@ class Jobs:
         found = [
             job
             for job in self._jobs.values()
-            if job.parent == parent and may(job.target.id) and all(fit(job) for fit in fits)
+            if job.parent == parent and may(job) and all(fit(job) for fit in fits)
         ]
         places = {job.id: (key(job), int(job.id)) for job in found}
         found.sort(key=lambda job: places[job.id], reverse=descending)

@@ -22,7 +22,7 @@ class Target:
     """Whom a job asks, by names that stay."""
 
     id: str
-    """By which keys are let in, and after which the folder of the results is named."""
+    """After which the folder of the results is named."""
     model: str = ""
     """Resource name without a version; ``""`` where the endpoint's split decides."""
     version: str = ""
@@ -74,6 +74,15 @@ class Targets(Protocol):
         """
         ...
 
+    def scope(self, model: str, endpoint: str) -> str:
+        """What a key must be for, to make, see or stop a job: the id of an endpoint, or a word that is no such id.
+        Looks nothing up.
+
+        Args:
+            model, endpoint: names as a request or a ``Target`` has them.
+        """
+        ...
+
     def find(self, parent: str, model: str, endpoint: str) -> Target:
         """Whom a job is about. Quick.
 
@@ -122,6 +131,10 @@ class StandingTargets:
 
     def parent(self, project: str, location: str) -> str:
         return f"projects/{project}/locations/{location}"
+
+    def scope(self, model: str, endpoint: str) -> str:
+        # A model and its endpoint are one here, with one id.
+        return (model or endpoint).rpartition("/")[2].partition("@")[0]
 
     def find(self, parent: str, model: str, endpoint: str) -> Target:
         wanted, _, version = (model or endpoint).partition("@")

@@ -33,7 +33,7 @@ class Principal:
     name: str
     actions: frozenset[str]
     models: frozenset[str] | None
-    """Endpoint ids; ``None`` means all."""
+    """Endpoint ids, and ``models/ID`` for batch jobs that ask a model itself; ``None`` means all."""
     verbs: tuple[str, ...] = ()
     """Permissions beside those of the actions; see ``verbs.covers``."""
     rate: Rate | None = None

@@ -10,7 +10,8 @@ The file is JSON, written by ``medport keys``::
                            "actions": [], "verbs": ["aiplatform.models.upload"],
                            "public_keys": [{"id": "…", "pem": "-----BEGIN PUBLIC KEY-----…"}]}]}
 
-``models`` holds endpoint ids, or ``"*"`` for all; ``actions`` and ``verbs`` are those of ``serving.verbs``.
+``models`` holds endpoint ids, ``models/ID`` for batch jobs that ask a model itself, or ``"*"`` for all;
+``actions`` and ``verbs`` are those of ``serving.verbs``.
 Nothing here needs a web framework, so that the commands don't.
 """
 
@@ -48,7 +49,7 @@ class Grants(TypedDict, total=False):
     """What a key or service account may do, and how often."""
 
     models: Iterable[str]
-    """Endpoint ids; all if none is named."""
+    """Endpoint ids, and ``models/ID``; all if none is named."""
     actions: Iterable[str]
     """``infer`` and ``read`` if neither an action nor a verb is named."""
     verbs: Iterable[str]

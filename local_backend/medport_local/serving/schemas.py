@@ -92,7 +92,7 @@ def used(schemas: Json, *parts: object) -> Json:
 
 
 def _pointed(part: object) -> set[str]:
-    return set(re.findall(rf'"{_AT}(\w+)"', orjson.dumps(part).decode()))
+    return set(re.findall(rf'"{_AT}([^"]+)"', orjson.dumps(part).decode()))
 
 
 def of_forms(forms: Iterable[type[BaseModel]]) -> tuple[Mapping[type[BaseModel], str], Json]:
@@ -114,6 +114,8 @@ def every() -> Json:
     text = orjson.dumps(_tidied(found["$defs"])).decode()
     # Two dialects have parts of the same name, for which pydantic writes the module before it.
     text = text.replace("medport__wire__dicom_chat__", "Dicom").replace("medport__wire__chat__", "")
+    # What is read in another form than it is written in: names of components have no hyphen here.
+    text = re.sub(rf'("{_AT}\w+|"\w+)-(Input|Output)"', r'\1\2"', text)
     schemas: Json = orjson.loads(text)
     _as_read(schemas)
     most = {"maxItems": container.MAX_CHATS}

@@ -1,6 +1,6 @@
 """Attacks on the server that no other file names: many from one, links between processes, leaks between users.
 
-Doors and keys are attacked in ``test_door`` and ``test_guard``, addresses in ``fetch/test_ssrf``, grammars in
+Doors and keys are attacked in ``door`` and ``test_guard``, addresses in ``fetch/test_ssrf``, grammars in
 ``test_grammar``, prompts in ``test_prompt``, decoders in ``tests/unit/images``.
 """
 

@@ -27,6 +27,7 @@ def made_keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "file": str(file),
         **{action: keys.add(file, action, actions=[action]) for action in ACTIONS},
         "elsewhere": keys.add(file, "elsewhere", actions=list(ACTIONS), models=["elsewhere"]),
+        "a model's": keys.add(file, "a-model-s", actions=["infer"], models=["models/elsewhere"]),
         "loose": keys.add(file, "loose", verbs=[LOOSE]),
     }
 
@@ -120,3 +121,33 @@ def test_key_for_another_endpoint_cannot_find_out_by_a_batch_job_what_there_is(
 
     assert made.status_code == 200
     assert [status for status, _ in answers] == [403]
+
+
+@pytest.mark.parametrize(
+    ("key", "asked", "status"),
+    [
+        ("elsewhere", {"endpoint": "endpoints/elsewhere"}, 404),
+        ("elsewhere", {"model": "models/elsewhere"}, 403),
+        ("elsewhere", {"model": "models/elsewhere@1", "endpoint": "endpoints/elsewhere"}, 403),
+        ("a model's", {"model": "models/elsewhere@1"}, 404),
+        ("a model's", {"model": "models/other"}, 403),
+        ("a model's", {"endpoint": "endpoints/elsewhere"}, 403),
+        ("infer", {"model": "models/elsewhere"}, 404),
+    ],
+)
+def test_key_for_an_endpoint_runs_no_batch_job_on_a_model_of_the_same_id(
+    server: LocalServer, made_keys: dict[str, str], key: str, asked: dict[str, str], status: int
+) -> None:
+    here = "projects/local/locations/europe-west4"
+    gcs = {"uris": ["gs://bucket/in.jsonl"]}
+    body = {
+        "displayName": "job",
+        "inputConfig": {"instancesFormat": "jsonl", "gcsSource": gcs},
+        "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "gs://bucket/out"}},
+        **{kind: f"{here}/{name}" for kind, name in asked.items()},
+    }
+
+    with server.client(made_keys[key]) as client:
+        answer = client.post(f"/v1beta1/{here}/batchPredictionJobs", json=body)
+
+    assert answer.status_code == status, answer.text

@@ -86,10 +86,11 @@ def test_document_is_valid_openapi(document: dict[str, Any]) -> None:
 
 def test_every_reference_leads_somewhere_and_every_component_is_used(document: dict[str, Any]) -> None:
     text = json.dumps(document)
-    pointed = set(re.findall(r'"#/components/(\w+)/(\w+)"', text))
+    pointed = set(re.findall(r'"#/components/(\w+)/([^"]+)"', text))
 
     for kind, name in pointed:
         assert name in document["components"][kind]
+        assert name.isidentifier()
     kinds = set(document["components"]) - {"securitySchemes"}
     assert {(kind, name) for kind in kinds for name in document["components"][kind]} == pointed
 

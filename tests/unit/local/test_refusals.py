@@ -16,8 +16,6 @@ import re
 import shutil
 import socket
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from support import forked
 from support.stored import bring
 
 from medport.errors import MedportError, VerificationError
@@ -334,9 +333,7 @@ def test_program_that_is_given_a_bad_snapshot_ends_and_serves_nothing(
         environment = {**os.environ, "AIP_STORAGE_URI": str(folder), "AIP_HTTP_PORT": str(free_port())}
         command.pop()
 
-    done = subprocess.run(
-        [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = forked.run(*command, env=environment, timeout=120)
 
     assert done.returncode == exit_code
     assert re.search(said, done.stderr)

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support import forked
 from support.snapshots import add, write_snapshot
 from support.stored import bring
 
@@ -369,18 +368,14 @@ def test_server_that_cannot_start_lets_go_of_its_snapshots(store: Store, siglip:
 
 
 def test_program_serves_a_lock_and_nothing_that_is_not_in_it(store: Store, locked: Path, siglip: Stored) -> None:
-    command = [sys.executable, "-m", "medport_local.cli", "serve", "--port", "0", "--json"]
+    command = ["medport_local.cli", "serve", "--port", "0", "--json"]
     environment = {**os.environ, "MEDPORT_IMAGE_DIGEST": DIGEST}
     options = ["--lock", str(locked), "--store", str(store.root)]
 
-    refused = subprocess.run(
-        [*command, *options, "--snapshot", f"medgemma={weights_dir('medgemma')}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=90,
+    refused = forked.run(
+        *command, *options, "--snapshot", f"medgemma={weights_dir('medgemma')}", env=environment, timeout=90
     )
-    with subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with forked.Process(*command, *options, env=environment, stderr=forked.DEVNULL) as process:
         try:
             assert process.stdout is not None
             line = json.loads(process.stdout.readline())
