@@ -15,7 +15,7 @@ from typing import Any
 from medport.errors import VerificationError
 from medport.lock import Lock
 from medport.wire.vertex import Pins, from_label, model_from_pins, to_label
-from medport_deploy.spec import Spec
+from medport_deploy.spec.reading import Spec
 
 TOKEN = "mp1"  # noqa: S105  no secret: it marks a display name
 _TOKEN = re.compile(rf"(?:^| ){TOKEN}\.([a-z2-7]{{52}})$")

@@ -42,9 +42,9 @@ from support.planned import spec_bytes  # noqa: E402
 from support.provider import WheelMissing, attached, reaching, schema_file  # noqa: E402
 
 from medport.lock import LockedFile  # noqa: E402
-from medport_deploy import pinned  # noqa: E402
-from medport_deploy import spec as specs  # noqa: E402
-from medport_deploy.model_source import locked  # noqa: E402
+from medport_deploy.lock.model_source import locked  # noqa: E402
+from medport_deploy.lock.resolving import pinned  # noqa: E402
+from medport_deploy.spec.reading import reading as specs  # noqa: E402
 from medport_local.phantom import weights_dir  # noqa: E402
 from medport_local.snapshot_file import entry_of  # noqa: E402
 
@@ -54,8 +54,8 @@ SHARDS, SHARD_BYTES = 3, 400_000_000
 NOTHING = "python -c pass"
 IMPORTS = {
     NOTHING: "pass",
-    "import medport_deploy.cli": "import medport_deploy.cli",
-    "import medport_deploy.work": "import medport_deploy.work",
+    "import medport_deploy.cli.app": "import medport_deploy.cli.app",
+    "import medport_deploy.work.opening": "import medport_deploy.work.opening",
     "import google.cloud.aiplatform_v1": "import google.cloud.aiplatform_v1",
 }
 CACHED = "sha256 of bytes in the cache"

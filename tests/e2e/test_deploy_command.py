@@ -20,7 +20,7 @@ from support.plane_server import KEY, PlaneServer, plane_server
 from support.provider import WheelMissing, attached, reaching, schema_file
 
 from medport.errors import EXIT_CHANGES, EXIT_FAILED, EXIT_INTERRUPTED
-from medport_deploy import work
+from medport_deploy.work import opening as work
 
 ID = "4100000011"
 ADDRESS = 'module.endpoint["reader"].google_vertex_ai_endpoint.this'

@@ -18,7 +18,7 @@ from support import deploying, planned
 from support.plane_server import KEY, PlaneServer, plane_server
 
 from medport import lock as locks
-from medport_deploy import spec as specs
+from medport_deploy.spec import reading as specs
 
 MEDPORT = [sys.executable, "-m", "medport.cli"]
 GIVEN = ["--model", planned.GEMMA["repo_id"], "--image", deploying.IMAGE]

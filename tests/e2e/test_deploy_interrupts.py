@@ -20,8 +20,9 @@ from support.deploy_walk import NEVER_CAME
 from support.plane_server import KEY, PlaneServer, plane_server
 
 from medport.errors import EXIT_INTERRUPTED
-from medport_deploy import apply, destroy, journal, names, sweep
-from medport_deploy.control import ControlPlane, split_of
+from medport_deploy import names
+from medport_deploy.control.plane import ControlPlane, split_of
+from medport_deploy.run import apply, destroy, journal, sweep
 from medport_local.phantom import weights_dir
 
 MODEL = json.loads((weights_dir("medsiglip") / "manifest.json").read_bytes())["repo_id"]

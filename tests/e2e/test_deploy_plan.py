@@ -11,11 +11,13 @@ from support.plane_server import KEY, PlaneServer, plane_server
 from support.planned import deploy, lock_of, spec_bytes
 
 from medport.errors import PreconditionFailed
-from medport_deploy import names, plan_file, reality
-from medport_deploy import plan as plans
-from medport_deploy import spec as specs
-from medport_deploy.control import ControlPlane
-from medport_deploy.plan import Plan
+from medport_deploy import names
+from medport_deploy.control.plane import ControlPlane
+from medport_deploy.plan import file as plan_file
+from medport_deploy.plan import making as plans
+from medport_deploy.plan import reality
+from medport_deploy.plan.making import Plan
+from medport_deploy.spec import reading as specs
 
 
 @pytest.fixture(scope="module")

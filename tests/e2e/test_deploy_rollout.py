@@ -27,13 +27,14 @@ from medport.errors import (
     VerificationError,
 )
 from medport.wire.vertex import rfc3339
-from medport_deploy import journal, names, sweep, todo
-from medport_deploy.control import ControlPlane
-from medport_deploy.gates import GateFailed
-from medport_deploy.interrupts import Interrupts, Stopped
-from medport_deploy.terraform import Terraform
-from medport_deploy.terraform_variables import root_variables
-from medport_deploy.trial import LiveTrial
+from medport_deploy import names
+from medport_deploy.control.plane import ControlPlane
+from medport_deploy.run import journal, sweep, todo
+from medport_deploy.run.interrupts import Interrupts, Stopped
+from medport_deploy.terraform.root import Terraform
+from medport_deploy.terraform.variables import root_variables
+from medport_deploy.trial.gates import GateFailed
+from medport_deploy.trial.trial import LiveTrial
 
 LATER = rfc3339(datetime.now(UTC) + timedelta(hours=1))
 PAST = rfc3339(datetime.now(UTC) - timedelta(hours=1))

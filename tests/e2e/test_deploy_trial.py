@@ -15,12 +15,12 @@ from support.stored import bring
 
 from medport.errors import ConfigError, PreconditionFailed, VerificationError
 from medport.lock import Lock
-from medport_deploy import spec as specs
-from medport_deploy.control import ControlPlane
-from medport_deploy.interrupts import Stopped
-from medport_deploy.probing import Straight
-from medport_deploy.spec import Spec
-from medport_deploy.trial import GateFailed, LiveTrial
+from medport_deploy.control.plane import ControlPlane
+from medport_deploy.run.interrupts import Stopped
+from medport_deploy.spec import reading as specs
+from medport_deploy.spec.reading import Spec
+from medport_deploy.trial.probing import Straight
+from medport_deploy.trial.trial import GateFailed, LiveTrial
 from medport_local.serving import accounts, keys
 from medport_local.snapshot import MANIFEST
 from medport_local.store import Store

@@ -14,13 +14,17 @@ from support.planned import deploy, lock_of, spec_bytes
 
 from medport.errors import AuthError
 from medport.lock import Lock
-from medport_deploy import names, provenance, reality, verify, verify_show, verify_version
-from medport_deploy import spec as specs
-from medport_deploy.control import ControlPlane
-from medport_deploy.spec import Spec
-from medport_deploy.trial import LiveTrial
-from medport_deploy.verify import Report
-from medport_deploy.verify_result import Check
+from medport_deploy import names, provenance
+from medport_deploy.control.plane import ControlPlane
+from medport_deploy.plan import reality
+from medport_deploy.spec import reading as specs
+from medport_deploy.spec.reading import Spec
+from medport_deploy.trial.trial import LiveTrial
+from medport_deploy.verify import checking as verify
+from medport_deploy.verify import show as verify_show
+from medport_deploy.verify import version as verify_version
+from medport_deploy.verify.checking import Report
+from medport_deploy.verify.result import Check
 
 Json = dict[str, Any]
 MACHINE = {"machineSpec": {"machineType": "n1-standard-4"}, "minReplicaCount": 1, "maxReplicaCount": 1}

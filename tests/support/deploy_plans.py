@@ -12,9 +12,9 @@ import yaml
 from medport import lock as locks
 from medport.lock import Lock
 from medport_deploy import names, provenance
-from medport_deploy import spec as specs
-from medport_deploy.reality import EndpointState, Fleet, ModelState, Reality, Version
-from medport_deploy.spec import Spec
+from medport_deploy.plan.reality import EndpointState, Fleet, ModelState, Reality, Version
+from medport_deploy.spec import reading as specs
+from medport_deploy.spec.reading import Spec
 
 Json = dict[str, Any]
 NAME, MODEL = "chest", "reader"

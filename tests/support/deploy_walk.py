@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 
 from medport.errors import EXIT_INTERRUPTED
-from medport_deploy import apply, control_messages
-from medport_deploy.interrupts import Stopped
+from medport_deploy.control import messages as control_messages
+from medport_deploy.run import apply
+from medport_deploy.run.interrupts import Stopped
 from support import deploying
 
 NEVER_CAME = 3

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medport_deploy import names, vertex_steps
-from medport_deploy.control import ControlPlane
-from medport_deploy.control_credentials import bearer
-from medport_deploy.journal import Header
-from medport_deploy.polling import Polling
-from medport_deploy.steps import Step
+from medport_deploy import names
+from medport_deploy.control.credentials import bearer
+from medport_deploy.control.plane import ControlPlane
+from medport_deploy.control.polling import Polling
+from medport_deploy.run import vertex_steps
+from medport_deploy.run.journal import Header
+from medport_deploy.run.steps import Step
 
 Json = dict[str, Any]
 PROJECT, LOCATION = "local", "europe-west4"

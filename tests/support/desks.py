@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from medport.cli import main
-from medport_deploy import apply, journal
-from medport_deploy import spec as specs
-from medport_deploy.journal import Journal
-from medport_deploy.spec import Spec
+from medport_deploy.run import apply, journal
+from medport_deploy.run.journal import Journal
+from medport_deploy.spec import reading as specs
+from medport_deploy.spec.reading import Spec
 from medport_local.phantom import weights_dir
 
 from .plane_server import KEY, PlaneServer

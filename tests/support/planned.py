@@ -10,10 +10,11 @@ import yaml
 
 from medport import lock as locks
 from medport.lock import Lock
-from medport_deploy import apply, names, provenance, vertex_steps
-from medport_deploy import spec as specs
-from medport_deploy.control import ControlPlane
-from medport_deploy.spec import Spec
+from medport_deploy import names, provenance
+from medport_deploy.control.plane import ControlPlane
+from medport_deploy.run import apply, vertex_steps
+from medport_deploy.spec import reading as specs
+from medport_deploy.spec.reading import Spec
 from medport_local.phantom import weights_dir
 from support import deploying
 

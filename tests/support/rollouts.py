@@ -11,14 +11,16 @@ from typing import Any
 from medport import lock as locks
 from medport.errors import MedportError
 from medport.lock import Lock
-from medport_deploy import apply, destroy, journal, names, plan_file, todo
-from medport_deploy import plan as plans
-from medport_deploy import spec as specs
-from medport_deploy.control import ControlPlane, split_of
-from medport_deploy.interrupts import Interrupts
-from medport_deploy.journal import Header
-from medport_deploy.plan import Plan
-from medport_deploy.steps import Event, Step
+from medport_deploy import names
+from medport_deploy.control.plane import ControlPlane, split_of
+from medport_deploy.plan import file as plan_file
+from medport_deploy.plan import making as plans
+from medport_deploy.plan.making import Plan
+from medport_deploy.run import apply, destroy, journal, todo
+from medport_deploy.run.interrupts import Interrupts
+from medport_deploy.run.journal import Header
+from medport_deploy.run.steps import Event, Step
+from medport_deploy.spec import reading as specs
 from support import deploying
 from support.planned import GEMMA, spec_bytes
 

@@ -12,8 +12,8 @@ from support.configurations import Cli, copied
 from support.plane_server import KEY, PlaneServer
 from support.provider import attached, reaching
 
-from medport_deploy.terraform import PlanOutcome, Terraform
-from medport_deploy.terraform_errors import TerraformError
+from medport_deploy.terraform.errors import TerraformError
+from medport_deploy.terraform.root import PlanOutcome, Terraform
 from medport_local.phantom import weights_dir
 
 Json = dict[str, Any]

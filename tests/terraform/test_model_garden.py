@@ -11,8 +11,8 @@ from support.configurations import Cli
 from support.plane_server import PlaneServer
 from support.polling import wait_until
 
-from medport_deploy.terraform import Terraform
-from medport_deploy.terraform_errors import Interrupted
+from medport_deploy.terraform.errors import Interrupted
+from medport_deploy.terraform.root import Terraform
 from medport_local.phantom import weights_dir
 
 PHANTOM = json.loads((weights_dir("medsiglip") / "manifest.json").read_bytes())["repo_id"]

@@ -21,7 +21,7 @@ class Package:
 
 
 _LOCAL = Package("medport_local.cli", "local")
-_DEPLOY = Package("medport_deploy.cli", "deploy")
+_DEPLOY = Package("medport_deploy.cli.app", "deploy")
 
 COMMANDS: Mapping[str, tuple[Package, str]] = {
     "serve": (_LOCAL, "Serve both models on this machine: medport serve --help."),

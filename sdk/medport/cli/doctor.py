@@ -153,7 +153,7 @@ def doctor(
 
 
 def _deploy(output: Output, spec: Path, lock: Path | None) -> int:
-    found = _extras.load("medport_deploy.preflight", extra="deploy").Preflight(spec, lock)
+    found = _extras.load("medport_deploy.first_run.preflight", extra="deploy").Preflight(spec, lock)
     outcomes = []
     try:
         for outcome in run(found.checks()):

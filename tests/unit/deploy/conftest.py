@@ -8,7 +8,7 @@ import pytest
 from support import deploying
 from support.plane_server import KEY, PlaneServer, plane_server
 
-from medport_deploy.control import ControlPlane
+from medport_deploy.control.plane import ControlPlane
 
 
 @pytest.fixture(scope="session")

@@ -23,10 +23,12 @@ from medport.errors import (
     QuotaExceeded,
     ServerError,
 )
-from medport_deploy import apply, destroy, journal, names, plan_file, vertex_steps
-from medport_deploy.control import ControlPlane, split_of
-from medport_deploy.interrupts import Interrupts, Stopped
-from medport_deploy.steps import Event, Step
+from medport_deploy import names
+from medport_deploy.control.plane import ControlPlane, split_of
+from medport_deploy.plan import file as plan_file
+from medport_deploy.run import apply, destroy, journal, vertex_steps
+from medport_deploy.run.interrupts import Interrupts, Stopped
+from medport_deploy.run.steps import Event, Step
 from medport_local.phantom import weights_dir
 
 MODEL = json.loads((weights_dir("medsiglip") / "manifest.json").read_bytes())["repo_id"]

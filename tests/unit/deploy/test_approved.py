@@ -11,7 +11,7 @@ import pytest
 from support.deploy_plans import lock, spec, spec_bytes
 
 from medport.errors import ConfigError, NotFound, VerificationError
-from medport_deploy import approved
+from medport_deploy.past import approved
 
 
 def test_pair_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ from typer.main import get_command
 
 from medport.cli import delegated
 from medport.errors import EXIT_CHANGES, EXIT_FAILED, EXIT_USAGE
-from medport_deploy import approved, cli, golden, history, run_lock
+from medport_deploy.cli import app as cli
+from medport_deploy.past import approved, history
+from medport_deploy.run import run_lock
+from medport_deploy.trial import golden
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from medport.cli.output import Output
-from medport_deploy.cli_progress import telling, terraform_words
-from medport_deploy.steps import Event
-from medport_deploy.terraform_events import Diagnostic, Outputs, Working
+from medport_deploy.cli.progress import telling, terraform_words
+from medport_deploy.run.steps import Event
+from medport_deploy.terraform.events import Diagnostic, Outputs, Working
 
 STORY = [
     Event("deploy", "before"),

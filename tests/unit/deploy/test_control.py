@@ -33,10 +33,12 @@ from medport.errors import (
     ServerError,
     Timeout,
 )
-from medport_deploy import control_credentials, names, split_math
-from medport_deploy.control import ControlPlane
-from medport_deploy.control_errors import clean, operation_error
-from medport_deploy.polling import Clock, Polling, StillRunning
+from medport_deploy import names
+from medport_deploy.control import credentials as control_credentials
+from medport_deploy.control.errors import clean, operation_error
+from medport_deploy.control.plane import ControlPlane
+from medport_deploy.control.polling import Clock, Polling, StillRunning
+from medport_deploy.run import split_math
 
 Json = dict[str, Any]
 ENDPOINT = {"displayName": "reader", "dedicatedEndpointEnabled": True}

@@ -10,10 +10,11 @@ from importlib import resources
 import pytest
 from support.deploy_plans import deployed, lock, spec
 
-from medport_deploy import capacity, cost, diff, spec_machines
-from medport_deploy.capacity import Capacity, Machines
-from medport_deploy.cost import Prices
-from medport_deploy.reality import Reality
+from medport_deploy.plan import capacity, cost, diff
+from medport_deploy.plan.capacity import Capacity, Machines
+from medport_deploy.plan.cost import Prices
+from medport_deploy.plan.reality import Reality
+from medport_deploy.spec import machines as spec_machines
 
 TABLE = Prices(
     as_of=date(2026, 1, 1),
@@ -113,7 +114,7 @@ def test_table_holds_what_the_machine_table_holds_or_says_that_it_does_not() -> 
 
 
 def test_table_says_when_and_of_where_it_is_and_that_nobody_checked_it() -> None:
-    said = json.loads(resources.files("medport_deploy").joinpath("prices.json").read_bytes())
+    said = json.loads(resources.files("medport_deploy.plan").joinpath("prices.json").read_bytes())
 
     assert cost.prices().as_of == date.fromisoformat(said["as_of"])
     assert "not checked against Google" in said["source"]

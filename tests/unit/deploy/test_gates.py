@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from medport_deploy import gates
-from medport_deploy.gates import GateFailed, Samples
-from medport_deploy.golden import Golden
+from medport_deploy.trial import gates
+from medport_deploy.trial.gates import GateFailed, Samples
+from medport_deploy.trial.golden import Golden
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import pytest
 
 from medport.errors import ConfigError
 from medport.wire.vertex import Pins
-from medport_deploy import golden
-from medport_deploy.golden import Golden
-from medport_deploy.probing import Answer
+from medport_deploy.trial import golden
+from medport_deploy.trial.golden import Golden
+from medport_deploy.trial.probing import Answer
 
 LOCK = "5" * 64
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from medport.errors import ConfigError
-from medport_deploy import history
-from medport_deploy.history import Deployed, Entry
+from medport_deploy.past import history
+from medport_deploy.past.history import Deployed, Entry
 
 NOW = datetime(2026, 11, 27, 8, tzinfo=UTC)
 LATER, EARLIER = "2026-11-27T09:00:00.000000Z", "2026-11-27T07:00:00.000000Z"

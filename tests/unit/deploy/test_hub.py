@@ -24,7 +24,7 @@ from medport.errors import (
     ProtocolError,
     VerificationError,
 )
-from medport_deploy.hub import Hub
+from medport_deploy.lock.hub import Hub
 from medport_local.snapshot import open_snapshot
 
 MODEL = "google/medgemma-4b-it"

@@ -11,10 +11,10 @@ import pytest
 from pydantic import BaseModel
 
 from medport.errors import AlreadyExists, ConfigError
-from medport_deploy import init
-from medport_deploy import spec as specs
-from medport_deploy.init import Answers, Choice
-from medport_deploy.spec import Spec
+from medport_deploy.first_run import init
+from medport_deploy.first_run.init import Answers, Choice
+from medport_deploy.spec import reading as specs
+from medport_deploy.spec.reading import Spec
 
 IMAGE = "europe-docker.pkg.dev/example/medport/serving:2026-11"
 GEMMA, SIGLIP = "google/medgemma-4b-it", "google/medsiglip-448"

@@ -13,14 +13,14 @@ import pytest
 from support import deploying
 
 from medport.errors import ConfigError, Conflict
-from medport_deploy import journal, run_lock
-from medport_deploy.journal import Journal
+from medport_deploy.run import journal, run_lock
+from medport_deploy.run.journal import Journal
 
 ONE = {"step": "endpoint chest", "kind": "endpoint", "name": "chest"}
 HOLDER = """
 import sys, time
 from pathlib import Path
-from medport_deploy import run_lock
+from medport_deploy.run import run_lock
 with run_lock.held(Path(sys.argv[1]), "apply"):
     print("held", flush=True)
     time.sleep(60)

@@ -19,13 +19,13 @@ from support.snapshots import write_snapshot
 from medport import lock as locks
 from medport.errors import ConfigError, PolicyError, VerificationError
 from medport.lock import Lock
-from medport_deploy import lock as deploy_locks
-from medport_deploy import spec as specs
-from medport_deploy import terms
-from medport_deploy.hub import Hub
-from medport_deploy.lock import changes, deploy_pins, require_pinned, resolve
-from medport_deploy.mirror import Mirror
-from medport_deploy.spec import Spec
+from medport_deploy.lock import resolving as deploy_locks
+from medport_deploy.lock import terms
+from medport_deploy.lock.hub import Hub
+from medport_deploy.lock.mirror import Mirror
+from medport_deploy.lock.resolving import changes, deploy_pins, require_pinned, resolve
+from medport_deploy.spec import reading as specs
+from medport_deploy.spec.reading import Spec
 from medport_local.phantom import weights_dir
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
@@ -205,7 +205,7 @@ def test_a_branch_in_the_place_of_a_commit_is_refused_where_the_file_is_read(sit
 
 
 def test_a_pickle_in_a_lock_is_refused(site: Site) -> None:
-    from medport_deploy.model_source import locked
+    from medport_deploy.lock.model_source import locked
 
     lock = site.lock()
     model = lock.models["chat"]

@@ -11,8 +11,8 @@ from support.snapshots import add, manifest_of, write_snapshot
 from medport import lock as locks
 from medport.errors import ConfigError, NotFound, VerificationError
 from medport.lock import Lock
-from medport_deploy.mirror import Mirror
-from medport_deploy.pinned import Verified
+from medport_deploy.lock.mirror import Mirror
+from medport_deploy.lock.pinned import Verified
 from medport_local.phantom import weights_dir
 from medport_local.snapshot import open_snapshot
 from medport_local.store import Store

@@ -11,8 +11,8 @@ from support.snapshots import write_snapshot
 
 from medport.errors import ConfigError, VerificationError
 from medport.lock import LockedFile, LockedModel
-from medport_deploy.model_source import locked
-from medport_deploy.pinned import chosen, is_allowed, verify_files
+from medport_deploy.lock.model_source import locked
+from medport_deploy.lock.pinned import chosen, is_allowed, verify_files
 from medport_local.sources.wanted import is_wanted
 
 SHARD = "model-00001-of-00002.safetensors"

@@ -19,12 +19,14 @@ from support.deploy_plans import (
 
 from medport.errors import PreconditionFailed, QuotaExceeded
 from medport.wire.vertex import Pins
-from medport_deploy import capacity, cost, diff, estimates, names, plan_show, quota, terraform_changes
-from medport_deploy.plan import Inputs, Plan
-from medport_deploy.quota import Headroom
-from medport_deploy.reality import EndpointState, Fleet, ModelState, Reality
-from medport_deploy.rows import Row
-from medport_deploy.spec import Spec
+from medport_deploy import names
+from medport_deploy.plan import capacity, cost, diff, estimates, quota, terraform_changes
+from medport_deploy.plan import show as plan_show
+from medport_deploy.plan.making import Inputs, Plan
+from medport_deploy.plan.quota import Headroom
+from medport_deploy.plan.reality import EndpointState, Fleet, ModelState, Reality
+from medport_deploy.plan.rows import Row
+from medport_deploy.spec.reading import Spec
 
 NOTHING = Reality()
 OTHER = "77" * 20

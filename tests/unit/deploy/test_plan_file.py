@@ -16,11 +16,11 @@ from support.deploy_plans import MODEL, deployed, lock, spec, spec_bytes
 
 from medport.errors import ConfigError, NotFound, PreconditionFailed
 from medport.lock import Lock
-from medport_deploy import plan as plans
-from medport_deploy import plan_file
-from medport_deploy.plan import Plan
-from medport_deploy.reality import EndpointState, ModelState, Reality
-from medport_deploy.terraform import Terraform
+from medport_deploy.plan import file as plan_file
+from medport_deploy.plan import making as plans
+from medport_deploy.plan.making import Plan
+from medport_deploy.plan.reality import EndpointState, ModelState, Reality
+from medport_deploy.terraform.root import Terraform
 
 EMPTY = Reality({MODEL: ModelState()})
 ROOT = """

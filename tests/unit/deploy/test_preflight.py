@@ -23,13 +23,14 @@ from medport.cli import checks
 from medport.cli.checks import Outcome
 from medport.errors import AuthError, MedportError, PreconditionFailed
 from medport.lock import Lock, LockedFile
-from medport_deploy import control_credentials, preflight_cloud
-from medport_deploy import spec as specs
-from medport_deploy.control import ControlPlane
-from medport_deploy.control_credentials import bearer
-from medport_deploy.control_errors import operation_error
-from medport_deploy.model_source import locked
-from medport_deploy.preflight import Preflight
+from medport_deploy.control import credentials as control_credentials
+from medport_deploy.control.credentials import bearer
+from medport_deploy.control.errors import operation_error
+from medport_deploy.control.plane import ControlPlane
+from medport_deploy.first_run import preflight_cloud
+from medport_deploy.first_run.preflight import Preflight
+from medport_deploy.lock.model_source import locked
+from medport_deploy.spec import reading as specs
 
 PROJECTS = "cloudresourcemanager.googleapis.com/v3/projects"
 REPOSITORY = "artifactregistry.googleapis.com/v1/projects/example/locations/europe/repositories/medport"

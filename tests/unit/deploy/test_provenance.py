@@ -14,8 +14,8 @@ from medport.errors import VerificationError
 from medport.lock import Lock, LockedFile
 from medport.wire.vertex import ModelResource, Pins, pins_from_model
 from medport_deploy import provenance
-from medport_deploy import spec as specs
-from medport_deploy.model_source import locked
+from medport_deploy.lock.model_source import locked
+from medport_deploy.spec import reading as specs
 
 DIGEST = "d1" * 32
 COMMIT = "290d" * 10

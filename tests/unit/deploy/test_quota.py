@@ -13,10 +13,10 @@ import pytest
 from support.deploy_plans import deployed, lock, spec
 
 from medport.errors import AuthError, QuotaExceeded
-from medport_deploy import capacity, diff, quota
-from medport_deploy.capacity import Capacity, Machines
-from medport_deploy.control_credentials import bearer
-from medport_deploy.quota import Headroom, ServiceUsage
+from medport_deploy.control.credentials import bearer
+from medport_deploy.plan import capacity, diff, quota
+from medport_deploy.plan.capacity import Capacity, Machines
+from medport_deploy.plan.quota import Headroom, ServiceUsage
 
 METRIC = "aiplatform.googleapis.com/custom_model_serving_nvidia_l4_gpus"
 OTHER = "77" * 20

@@ -10,8 +10,9 @@ import pytest
 from support.deploy_plans import MODEL, deployed, lock, spec
 
 from medport.errors import Forbidden, NotFound
-from medport_deploy import names, provenance, reality
-from medport_deploy.reality import EndpointState, Fleet
+from medport_deploy import names, provenance
+from medport_deploy.plan import reality
+from medport_deploy.plan.reality import EndpointState, Fleet
 
 Json = dict[str, Any]
 ACCOUNT = "serving@p.iam.gserviceaccount.com"

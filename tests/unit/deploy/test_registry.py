@@ -23,8 +23,8 @@ from medport.errors import (
     Unsupported,
     VerificationError,
 )
-from medport_deploy.registry import Registry
-from medport_deploy.registry_auth import Credential, from_docker_config, from_environment
+from medport_deploy.lock.registry import Registry
+from medport_deploy.lock.registry_auth import Credential, from_docker_config, from_environment
 
 PASSWORD = "p4ssw0rd-canary"
 

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from medport.errors import ConfigError, InputError, VerificationError
-from medport_deploy import report
-from medport_deploy.verify_result import Report, compared, drift
+from medport_deploy.verify import report
+from medport_deploy.verify.result import Report, compared, drift
 from medport_local.bundle import keys
 
 REPORT = Report(

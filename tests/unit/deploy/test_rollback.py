@@ -15,12 +15,14 @@ from support.planned import deploy, lock_of, spec_bytes
 
 from medport.errors import VerificationError
 from medport.lock import Lock
-from medport_deploy import apply, names, provenance, rollback, vertex_steps
-from medport_deploy import spec as specs
-from medport_deploy.control import ControlPlane, split_of
-from medport_deploy.history import Deployed, Entry
-from medport_deploy.spec import Spec
-from medport_deploy.steps import Step
+from medport_deploy import names, provenance
+from medport_deploy.control.plane import ControlPlane, split_of
+from medport_deploy.past import rollback
+from medport_deploy.past.history import Deployed, Entry
+from medport_deploy.run import apply, vertex_steps
+from medport_deploy.run.steps import Step
+from medport_deploy.spec import reading as specs
+from medport_deploy.spec.reading import Spec
 
 Json = dict[str, Any]
 NUMBERS = itertools.count()

@@ -17,10 +17,10 @@ from medport import images
 from medport.errors import AuthError, MedportError, ServerError, VerificationError
 from medport.lock import LockedModel
 from medport.wire.vertex import Pins
-from medport_deploy import smoke, smoke_inputs
-from medport_deploy.probing import Answer
-from medport_deploy.smoke import SmokeResult
-from medport_deploy.smoke_inputs import Case
+from medport_deploy.trial import smoke, smoke_inputs
+from medport_deploy.trial.probing import Answer
+from medport_deploy.trial.smoke import SmokeResult
+from medport_deploy.trial.smoke_inputs import Case
 
 PINS = Pins("medport/phantom", "a" * 40, "b" * 64, "c" * 64, "d" * 64)
 TEXT = Case("text", "text", "Name a bone.")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from medport.errors import ConfigError, MedportError, PolicyError
 from medport.wire.vertex import REGIONS
-from medport_deploy import spec as specs
-from medport_deploy import spec_machines, spec_yaml
+from medport_deploy.spec import machines as spec_machines
+from medport_deploy.spec import reading as specs
+from medport_deploy.spec import yaml as spec_yaml
 
 PLAIN = """\
 version: 1

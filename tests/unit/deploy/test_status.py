@@ -15,13 +15,15 @@ from support.plane_server import PlaneServer
 from support.planned import deploy, lock_of, spec_bytes
 
 from medport import lock as locks
-from medport_deploy import history, names, provenance, reality, status
-from medport_deploy import spec as specs
-from medport_deploy.control import ControlPlane
-from medport_deploy.history import Deployed, Entry
-from medport_deploy.journal import Journal
-from medport_deploy.run_lock import held
-from medport_deploy.status import Status
+from medport_deploy import names, provenance
+from medport_deploy.control.plane import ControlPlane
+from medport_deploy.past import history, status
+from medport_deploy.past.history import Deployed, Entry
+from medport_deploy.past.status import Status
+from medport_deploy.plan import reality
+from medport_deploy.run.journal import Journal
+from medport_deploy.run.run_lock import held
+from medport_deploy.spec import reading as specs
 
 NOW = datetime(2026, 11, 27, 8, tzinfo=UTC)
 

@@ -21,12 +21,12 @@ from medport.errors import (
     QuotaExceeded,
     ServerError,
 )
-from medport_deploy import steps
-from medport_deploy.control import ControlPlane
-from medport_deploy.interrupts import Interrupts, Stopped
-from medport_deploy.journal import Journal
-from medport_deploy.polling import Clock, Polling
-from medport_deploy.steps import Doing, Event, Step
+from medport_deploy.control.plane import ControlPlane
+from medport_deploy.control.polling import Clock, Polling
+from medport_deploy.run import steps
+from medport_deploy.run.interrupts import Interrupts, Stopped
+from medport_deploy.run.journal import Journal
+from medport_deploy.run.steps import Doing, Event, Step
 
 
 @dataclass

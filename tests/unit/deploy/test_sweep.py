@@ -12,10 +12,11 @@ from support import deploying
 from support.plane_server import PlaneServer
 
 from medport.errors import NotFound, ServerError
-from medport_deploy import apply, destroy, journal, names, sweep, vertex_removal, vertex_steps
-from medport_deploy.control import ControlPlane, split_of
-from medport_deploy.interrupts import Interrupts, Stopped
-from medport_deploy.steps import Step
+from medport_deploy import names
+from medport_deploy.control.plane import ControlPlane, split_of
+from medport_deploy.run import apply, destroy, journal, sweep, vertex_removal, vertex_steps
+from medport_deploy.run.interrupts import Interrupts, Stopped
+from medport_deploy.run.steps import Step
 from medport_local.phantom import weights_dir
 
 MODEL = json.loads((weights_dir("medsiglip") / "manifest.json").read_bytes())["repo_id"]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from medport.errors import PolicyError
-from medport_deploy.terms import HAI_DEF, accepted, changed, known, of_lock, stated
+from medport_deploy.lock.terms import HAI_DEF, accepted, changed, known, of_lock, stated
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=timezone(timedelta(hours=2)))
 LATER = NOW + timedelta(days=90)

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from medport.errors import ConfigError
-from medport_deploy.terraform import Terraform
-from medport_deploy.terraform_errors import Interrupted, StateLocked, TerraformError
-from medport_deploy.terraform_events import Event, Outputs, Working
+from medport_deploy.terraform.errors import Interrupted, StateLocked, TerraformError
+from medport_deploy.terraform.events import Event, Outputs, Working
+from medport_deploy.terraform.root import Terraform
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("terraform") is None, reason="terraform is not installed"),
@@ -283,7 +283,7 @@ def test_terraform_outlives_a_killed_caller_and_saves_what_it_did(slow: Path) ->
     """Through a pipe it would die of SIGPIPE at its next line, with the state locked."""
     Terraform(slow).init()
     program = (
-        "from pathlib import Path; from medport_deploy.terraform import Terraform; import sys; "
+        "from pathlib import Path; from medport_deploy.terraform.root import Terraform; import sys; "
         "t = Terraform(Path(sys.argv[1])); t.apply(t.plan(Path(sys.argv[1]) / 'saved.tfplan'))"
     )
     caller = subprocess.Popen([sys.executable, "-c", program, str(slow)])

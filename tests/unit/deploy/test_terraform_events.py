@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medport_deploy.terraform_errors import StateLocked, error_of
-from medport_deploy.terraform_events import Diagnostic, Drifted, Summary, Working, event_of
+from medport_deploy.terraform.errors import StateLocked, error_of
+from medport_deploy.terraform.events import Diagnostic, Drifted, Summary, Working, event_of
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),

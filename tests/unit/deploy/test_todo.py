@@ -15,16 +15,17 @@ from support import deploy_plans, deploying
 from support.configurations import SOURCE
 
 from medport.errors import ConfigError, Conflict, PreconditionFailed
-from medport_deploy import apply, capacity, cost, diff, estimates, journal, terraform_changes, terraform_step, todo
-from medport_deploy.control import ControlPlane
-from medport_deploy.interrupts import Interrupts, Stopped
-from medport_deploy.plan import Inputs, Plan
-from medport_deploy.reality import Reality
-from medport_deploy.rows import Row
-from medport_deploy.steps import Step
-from medport_deploy.terraform import Terraform
-from medport_deploy.terraform_errors import TerraformError
-from medport_deploy.terraform_variables import root_variables
+from medport_deploy.control.plane import ControlPlane
+from medport_deploy.plan import capacity, cost, diff, estimates, terraform_changes
+from medport_deploy.plan.making import Inputs, Plan
+from medport_deploy.plan.reality import Reality
+from medport_deploy.plan.rows import Row
+from medport_deploy.run import apply, journal, terraform_step, todo
+from medport_deploy.run.interrupts import Interrupts, Stopped
+from medport_deploy.run.steps import Step
+from medport_deploy.terraform.errors import TerraformError
+from medport_deploy.terraform.root import Terraform
+from medport_deploy.terraform.variables import root_variables
 
 needs_terraform = pytest.mark.skipif(shutil.which("terraform") is None, reason="terraform is not installed")
 TWO = """

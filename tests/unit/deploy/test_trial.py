@@ -8,9 +8,9 @@ import pytest
 
 from medport.errors import AuthError, MedportError, ServerError
 from medport.wire.vertex import Pins
-from medport_deploy.probing import Answer
-from medport_deploy.sampling import Pace, Tally, pace_of
-from medport_deploy.smoke_inputs import Case
+from medport_deploy.trial.probing import Answer
+from medport_deploy.trial.sampling import Pace, Tally, pace_of
+from medport_deploy.trial.smoke_inputs import Case
 
 CASES = [Case("text", name, "Name a bone.") for name in "abcd"]
 GOOD = Answer(Pins(), "new", 5.0, text="The humerus.", finish_reason="stop")

@@ -13,10 +13,12 @@ import pytest
 from support.deploy_plans import MODEL, lock, spec
 
 from medport.errors import ConnectionFailed, Forbidden, NotFound, VerificationError
-from medport_deploy import names, provenance, verify, verify_show
-from medport_deploy.spec import Spec
-from medport_deploy.verify import Report
-from medport_deploy.verify_result import Check
+from medport_deploy import names, provenance
+from medport_deploy.spec.reading import Spec
+from medport_deploy.verify import checking as verify
+from medport_deploy.verify import show as verify_show
+from medport_deploy.verify.checking import Report
+from medport_deploy.verify.result import Check
 
 Json = dict[str, Any]
 NOW = datetime(2026, 11, 27, 8, tzinfo=UTC)

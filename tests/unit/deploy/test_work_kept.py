@@ -9,7 +9,7 @@ import pytest
 from support import deploy_plans
 
 from medport.errors import ConfigError, PreconditionFailed
-from medport_deploy import work_kept
+from medport_deploy.work import kept as work_kept
 
 PLAN = "a" * 64
 

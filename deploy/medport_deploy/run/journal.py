@@ -1,0 +1,259 @@
+"""What a run did, on the disk before it does it: one file of JSON lines a run, in ``.medport/deploy/NAME/``.
+
+The first line says which run it is, each other one a state of a step, the last one how the run ended. A step's
+``before`` is on the disk before its call is sent, so that whatever a dead run may have made has its name here. A
+last line that was cut off is as if it had not been written.
+
+No line holds a credential, a variable's value or what a resource contains.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from medport.errors import ConfigError
+from medport.wire.vertex import rfc3339
+
+Json = dict[str, Any]
+State = Literal["before", "running", "done", "skipped", "failed", "undoing", "undone", "not undone"]
+End = Literal["finished", "taken back", "swept", "given up"]
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Which run it is."""
+
+    verb: str
+    """``apply``, ``rollback``, ``sweep`` or ``destroy``."""
+    deployment: str
+    """The spec's name."""
+    lock_id: str
+    """Of the ``medport.lock`` that is applied."""
+    plan_sha256: str
+    """Of the plan that was approved; another plan is another run."""
+    target: str
+    """Such as ``projects/P/locations/L at HOST``."""
+    medport: str
+    """Version of medport."""
+    run: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}")
+    pid: int = field(default_factory=os.getpid)
+    host: str = field(default_factory=socket.gethostname)
+    at: str = field(default_factory=lambda: rfc3339(datetime.now(UTC)))
+    format: int = FORMAT
+
+    def same_run(self, other: Header) -> bool:
+        """Whether ``other`` is an attempt at the same."""
+        mine = (self.verb, self.deployment, self.lock_id, self.plan_sha256, self.target, self.medport)
+        return mine == (
+            other.verb, other.deployment, other.lock_id, other.plan_sha256, other.target, other.medport
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A state of a step."""
+
+    step: str
+    """Its key, as of ``steps.Step``."""
+    kind: str
+    """Such as ``deployed_model``."""
+    name: str
+    """Of what the step makes or changes; for a deployed model ``ENDPOINT/ID``."""
+    state: State
+    at: str
+    operation: str | None = None
+    """The name of what goes on at the server; of ``running``."""
+    was: Json | None = None
+    """What stood there before, for the way back; of ``before``."""
+    error: str | None = None
+    """Why, in words of ours; of ``failed`` and ``not undone``."""
+
+
+@dataclass(slots=True)
+class Journal:
+    """One run's file.
+
+    Args of ``create`` and ``read`` that name the directory mean that of one deployment.
+    """
+
+    path: Path
+    header: Header
+    records: list[Record]
+    ended: str | None = None
+    """How the run ended; ``None``: it is under way, failed, was stopped or is dead."""
+    on_line: Callable[[Json, bool], None] = lambda line, written: None
+    """Is called before a line is written, and again when it is."""
+
+    @classmethod
+    def create(
+        cls, directory: Path, header: Header, *, on_line: Callable[[Json, bool], None] = lambda line, written: None
+    ) -> Self:
+        """Begin a run. Raises ``ConfigError`` if it cannot be written."""
+        path = directory / f"{header.verb}-{header.run}.jsonl"
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except OSError as fault:
+            raise _unwritable(path, fault) from fault
+        journal = cls(path, header, [], on_line=on_line)
+        journal._append(asdict(header))
+        _sync_directory(directory)
+        return journal
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """A run that was; ``None`` if not even its first line is whole, as then it has done nothing.
+
+        Raises:
+            ConfigError: it cannot be read, or another version of medport wrote it in another form.
+        """
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as fault:
+            raise _broken(path, f"cannot be read ({os.strerror(fault.errno or 0)})") from fault
+        # What follows the last line's end was cut off while it was being written.
+        lines = text.split("\n")[:-1]
+        if not lines:
+            return None
+        said = [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
+        if said[0].get("format") != FORMAT:
+            raise _broken(
+                path, "has the form of another version of medport", "use that version to go on or to sweep"
+            )
+        known = {each.name for each in fields(Header)}
+        try:
+            header = Header(**{key: value for key, value in said[0].items() if key in known})
+            journal = cls(path, header, [])
+            for line in said[1:]:
+                if "ended" in line:
+                    journal.ended = line["ended"]
+                elif "step" in line:
+                    journal.records.append(Record(**line))
+        except TypeError as fault:
+            raise _broken(path, "holds a line that is no record") from fault
+        return journal
+
+    @property
+    def open(self) -> bool:
+        """Whether it may have left something behind, or something to go on with."""
+        return self.ended is None
+
+    def reopen(self) -> None:
+        """Go on with it: drop a line that was cut off, and say who goes on."""
+        try:
+            with open(self.path, "rb+") as file:
+                whole = file.read().rfind(b"\n") + 1
+                file.truncate(whole)
+        except OSError as fault:
+            raise _unwritable(self.path, fault) from fault
+        self._append({"resumed": True, "pid": os.getpid(), "host": socket.gethostname(), "at": _now()})
+
+    def write(
+        self,
+        state: State,
+        *,
+        step: str,
+        kind: str,
+        name: str,
+        operation: str | None = None,
+        was: Json | None = None,
+        error: str | None = None,
+    ) -> None:
+        """A state of a step; on the disk when this returns. Raises ``ConfigError`` if it cannot be written."""
+        record = Record(
+            step=step, kind=kind, name=name, state=state, at=_now(), operation=operation, was=was, error=error
+        )
+        self._append({key: value for key, value in asdict(record).items() if value is not None})
+        self.records.append(record)
+
+    def end(self, how: End) -> None:
+        """Close it: it left nothing behind that is not meant to be there."""
+        self._append({"ended": how, "at": _now()})
+        self.ended = how
+
+    def last_of(self, step: str, *states: State) -> Record | None:
+        """The latest record of a step, of those with these states."""
+        for record in reversed(self.records):
+            if record.step == step and (not states or record.state in states):
+                return record
+        return None
+
+    def first_was(self, step: str) -> Json:
+        """What stood there before the run first touched it."""
+        found = (record.was for record in self.records if record.step == step and record.was is not None)
+        return next(found, {})
+
+    def touched(self) -> list[Record]:
+        """The first record of each step whose call may have been sent, in order."""
+        first: dict[str, Record] = {}
+        for record in self.records:
+            if record.state == "before":
+                first.setdefault(record.step, record)
+        return list(first.values())
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self.on_line(dict(line), False)
+        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(handle, data)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as fault:
+            raise _unwritable(self.path, fault) from fault
+        self.on_line(dict(line), True)
+
+
+def all_of(directory: Path) -> list[Journal]:
+    """The runs of a deployment, the oldest first."""
+    found: Iterable[Journal | None] = (Journal.read(path) for path in directory.glob("*-*.jsonl"))
+    return sorted((each for each in found if each is not None), key=lambda each: each.header.run)
+
+
+def _parsed(path: Path, number: int, line: str) -> Json:
+    try:
+        said = json.loads(line)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise _broken(path, f"is damaged in line {number}")
+    return said
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _now() -> str:
+    return rfc3339(datetime.now(UTC))
+
+
+def _broken(path: Path, fault: str, remedy: str | None = None) -> ConfigError:
+    return ConfigError(
+        f"{path.name} {fault}",
+        field="journal",
+        remedy=remedy or "look at it by hand; medport deploy sweep finds by labels what it does not name",
+    )
+
+
+def _unwritable(path: Path, fault: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path.name} cannot be written ({os.strerror(fault.errno or 0)}): nothing is done without a journal",
+        field="journal",
+        remedy="make room or give another place",
+    )
