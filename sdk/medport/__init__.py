@@ -8,43 +8,42 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from medport.errors import (
-    AlreadyExists,
-    AuthError,
-    ConfigError,
-    Conflict,
-    ConnectionFailed,
-    DicomError,
-    Forbidden,
-    ImageError,
-    InputError,
-    MedportError,
-    NotFound,
-    NotReady,
-    PolicyError,
-    PreconditionFailed,
-    ProtocolError,
-    QuotaExceeded,
-    RequestTooLarge,
-    ServerError,
-    Timeout,
-    Unsupported,
-    VerificationError,
-)
-from medport.results import (
-    Chat,
-    Classification,
-    Classifications,
-    Delta,
-    Embeddings,
-    Provenance,
-    Score,
-    Usage,
-)
-
 if TYPE_CHECKING:
     from medport import images
     from medport.client import AsyncClient, Client
+    from medport.errors import (
+        AlreadyExists,
+        AuthError,
+        ConfigError,
+        Conflict,
+        ConnectionFailed,
+        DicomError,
+        Forbidden,
+        ImageError,
+        InputError,
+        MedportError,
+        NotFound,
+        NotReady,
+        PolicyError,
+        PreconditionFailed,
+        ProtocolError,
+        QuotaExceeded,
+        RequestTooLarge,
+        ServerError,
+        Timeout,
+        Unsupported,
+        VerificationError,
+    )
+    from medport.results import (
+        Chat,
+        Classification,
+        Classifications,
+        Delta,
+        Embeddings,
+        Provenance,
+        Score,
+        Usage,
+    )
     from medport.stream import AsyncChatStream, ChatStream
     from medport.tasks.chat import ChatOptions
 
@@ -86,22 +85,26 @@ __all__ = [
     "images",
 ]
 
-# What opens connections loads httpx and builds pydantic models: at its first use, so that importing is free.
-_AT_FIRST_USE = {
+# Each at its first use, so that importing is free: errors need nothing, results load numpy, and what opens
+# connections loads httpx and builds pydantic models.
+_ELSEWHERE = {
     "AsyncChatStream": "medport.stream",
     "AsyncClient": "medport.client",
     "ChatOptions": "medport.tasks.chat",
     "ChatStream": "medport.stream",
     "Client": "medport.client",
 }
+_RESULTS = {"Chat", "Classification", "Classifications", "Delta", "Embeddings", "Provenance", "Score", "Usage"}
+_MODULES = {"errors", "images", "results"}
 
 
 def __getattr__(name: str) -> object:
-    if name == "images":
-        return import_module("medport.images")
-    if name not in _AT_FIRST_USE:
+    if name in _MODULES:
+        return import_module(f"medport.{name}")
+    if name not in __all__:
         raise AttributeError(f"module 'medport' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_AT_FIRST_USE[name]), name)
+    module = "medport.results" if name in _RESULTS else _ELSEWHERE.get(name, "medport.errors")
+    value = globals()[name] = getattr(import_module(module), name)
     return value
 
 

@@ -198,7 +198,7 @@ def test_on_a_terminal_it_asks_and_a_no_changes_nothing(desk: Desk) -> None:
     os.close(ours)
 
     assert process.returncode == EXIT_FAILED
-    assert f"Destroy {desk.name}?" in b"".join(shown).decode()
+    assert f"Destroy {desk.name} on projects/local/locations/" in b"".join(shown).decode()
     assert "undeploy" in out
     assert not nothing_is_left(desk)
 

@@ -71,8 +71,9 @@ def test_options_write_a_file_with_which_the_look_around_succeeds(plane: PlaneSe
 
     assert (made.returncode, made.stderr) == (0, "")
     assert "Next: medport doctor --deploy -f medport.yaml" in made.stdout
-    assert before.returncode == 1
-    assert json.loads(before.stdout)["first_failure"]["name"] == "lock"
+    outcomes = {each["name"]: each for each in json.loads(before.stdout)["profiles"][0]["checks"]}
+    assert (before.returncode, outcomes["lock"]["status"]) == (0, "skipped")
+    assert outcomes["lock"]["detail"] == "none yet: medport deploy lock"
     assert (after.returncode, after.stderr) == (0, "")
     assert "All is well." in after.stdout
 
@@ -108,6 +109,24 @@ def test_without_a_terminal_an_answer_that_is_missing_names_its_option(
     assert f"{flag}: is missing" in done.stderr
     assert f"remedy: give {flag}" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        ([], "--target, --model, --image"),
+        (["--target", "vertex"], "--project, --location, --model, --image"),
+        (["--target", "local"], "--url, --model, --image"),
+    ],
+)
+def test_without_a_terminal_all_answers_that_are_missing_are_named_at_once(
+    tmp_path: Path, given: list[str], flags: str
+) -> None:
+    done = medport(tmp_path, "deploy", "init", *given)
+
+    assert done.returncode == 64
+    assert f"{flags}: are missing" in done.stderr
+    assert f"remedy: give {flags}" in done.stderr
 
 
 def test_a_file_that_is_there_is_replaced_only_by_force(plane: PlaneServer, tmp_path: Path) -> None:
@@ -152,6 +171,32 @@ def test_on_a_terminal_what_is_not_given_is_asked_for_and_a_wrong_answer_again(t
     assert spec.models["medgemma-4b-it"].machine.type == "g2-standard-24"
     for wrong in ("is none of vertex, local", "neither a project's id nor its number", "is not HOST/PATH"):
         assert wrong in shown
+
+
+def test_on_a_terminal_the_authority_of_a_local_server_is_asked_for_and_an_empty_answer_is_told(
+    plane: PlaneServer, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").write_bytes(Path(plane.line["ca_file"]).read_bytes())
+    answers = {
+        "Where to deploy to": ["local"],
+        "URL of the control plane": [plane.url],
+        "Who signed its certificate": ["absent.pem", "ca.pem"],
+        "Name of the deployment": [""],
+        "Project": [""],
+        "Location": [""],
+        "Variable with its API key": ["KEY"],
+        "Models": [planned.GEMMA["repo_id"]],
+        "Serving container": ["", deploying.IMAGE],
+    }
+
+    code, shown = on_terminal(tmp_path, ["deploy", "init"], answers)
+    found = medport(tmp_path, "doctor", "--deploy")
+
+    assert code == 0, shown
+    assert specs.load(tmp_path / "medport.yaml").target.ca_file == "ca.pem"
+    assert "there is no file absent.pem" in shown
+    assert "an answer is needed" in shown
+    assert (found.returncode, "All is well." in found.stdout) == (0, True), found.stdout
 
 
 def on_terminal(folder: Path, arguments: list[str], answers: dict[str, list[Any]]) -> tuple[int, str]:

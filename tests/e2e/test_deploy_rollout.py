@@ -128,10 +128,12 @@ def test_canary_takes_over_in_steps_each_of_which_is_judged(team: Team) -> None:
         "traffic [25, 75]",
         "gate reader 25",
         "traffic [100]",
+        "smoke reader",
         "gate reader 100",
         "record",
     ]
     assert team.judge.watched == [60.0] * 3
+    assert team.judge.beside == [False, True, True, True]  # the first fleet stood alone
     assert team.split() == {team.id_of("two"): 100}
     assert set(team.fleets()) == {old, team.id_of("two")}
 
@@ -249,8 +251,20 @@ def test_held_run_stays_open_and_goes_on_without_trying_again_what_passed(team: 
     assert held == {old: 75, team.id_of("two"): 25}
     assert tried[-1] == "gate reader 25"
     assert team.ended() == ["finished", "finished"]
-    assert (report.resumed, team.log) == (True, ["traffic [100]", "gate reader 100", "record"])
+    assert (report.resumed, team.log) == (True, ["traffic [100]", "smoke reader", "gate reader 100", "record"])
     assert team.judge.watched == [60.0, 60.0, 0.0]
+
+
+def test_fleet_that_fails_its_smoke_test_only_once_it_has_all_the_traffic_gives_it_back(team: Team) -> None:
+    old = first(team)
+    plan = team.plan("two")
+    team.apply(plan, "two", hold=25)
+    team.judge.fails["smoke reader"] = VerificationError("no stream")
+
+    with pytest.raises(VerificationError, match="no stream"):
+        team.apply(plan, "two")
+
+    assert (team.split(), set(team.fleets())) == ({old: 100}, {old})
 
 
 def test_held_run_goes_back_split_first(team: Team) -> None:
@@ -307,6 +321,59 @@ def test_hold_under_the_first_share_leaves_the_new_fleet_without_traffic(team: T
 
     assert team.log == ["deploy [0, 100]", "straight reader"]
     assert team.split() == {old: 100}
+
+
+@pytest.mark.parametrize(
+    ("hold", "given_back"), [(4, []), (25, ["traffic [100]"])], ids=["without traffic", "at a quarter"]
+)
+def test_fleet_of_a_run_that_nobody_remembers_is_tried_like_a_new_one(
+    team: Team, hold: int, given_back: list[str]
+) -> None:
+    old = first(team)
+    team.apply(team.plan("two"), "two", hold=hold)
+    shutil.rmtree(team.directory)
+    team.log.clear()
+
+    team.apply(team.plan("two"), "two")
+
+    assert team.log == [
+        *given_back,
+        "straight reader",
+        "baseline reader",
+        "traffic [5, 95]",
+        "smoke reader",
+        "gate reader 5",
+        "traffic [25, 75]",
+        "gate reader 25",
+        "traffic [100]",
+        "smoke reader",
+        "gate reader 100",
+        "record",
+    ]
+    assert team.split() == {team.id_of("two"): 100}
+    assert old in team.fleets()
+
+
+def test_fleet_of_a_run_that_nobody_remembers_has_no_traffic_once_it_failed(team: Team) -> None:
+    old = first(team)
+    team.apply(team.plan("two"), "two", hold=25)
+    shutil.rmtree(team.directory)
+    team.judge.fails["gate reader 5"] = FAILED
+
+    with pytest.raises(GateFailed):
+        team.apply(team.plan("two"), "two")
+
+    assert team.split() == {old: 100}
+
+
+def test_fleet_of_a_run_that_nobody_remembers_can_be_held(team: Team) -> None:
+    old = first(team)
+    team.apply(team.plan("two"), "two", hold=25)
+    shutil.rmtree(team.directory)
+
+    team.apply(team.plan("two"), "two", hold=5)
+
+    assert team.split() == {old: 95, team.id_of("two"): 5}
 
 
 def test_rollout_that_is_stopped_while_it_watches_goes_on_with_the_same_gate(team: Team) -> None:

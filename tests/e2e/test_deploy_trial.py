@@ -114,11 +114,11 @@ def test_fleet_that_is_well_passes_straight_through_its_endpoint_and_at_its_gate
     new = made.new(lock, 50)
     straight = trial.straight("reader", new)
     results = trial.check("reader", new)
-    trial.gate("reader", new, 50, watch_s=0, sleep=time.sleep)
+    trial.gate("reader", new, 50, beside=True, watch_s=0, sleep=time.sleep)
 
     assert straight is None
     assert [each.kind for each in results] == [*KINDS[family], "golden"]
-    assert {each.status for each in results} == {"ok"}
+    assert {each.status for each in results[:-1]} == {"ok"}
     assert [each.split(",")[0] for each in made.said[::2]] == [
         "reader at 50 %: error_ratio 0",
         "reader at 50 %: golden_drift 0",
@@ -136,7 +136,7 @@ def test_other_weights_drift_from_the_standing_fleets_answers(
     new = made.new(lock, 50)
 
     with pytest.raises(GateFailed, match=r"reader at 50 % .*golden_drift (0\.\d+|1), limit 0\.25, n = ") as failed:
-        trial.gate("reader", new, 50, watch_s=0, sleep=time.sleep)
+        trial.gate("reader", new, 50, beside=True, watch_s=0, sleep=time.sleep)
 
     assert failed.value.field == "rollout.gates.golden_drift"
 
@@ -152,7 +152,7 @@ def test_fleet_that_fails_its_requests_is_stopped_and_the_standing_one_is_not_bl
     made.fault(match={"deployedModelId": new}, http={"status": 500})
 
     with pytest.raises(GateFailed, match=r"error_ratio 1, limit 0\.2, n = "):
-        trial.gate("reader", new, 50, watch_s=60, sleep=lambda seconds: None)
+        trial.gate("reader", new, 50, beside=True, watch_s=60, sleep=lambda seconds: None)
 
     met = server.http.get("/medport/v1/faults").json()["faults"][0]["hits"]
     assert met < 20
@@ -168,7 +168,7 @@ def test_what_the_standing_fleet_failed_before_is_not_counted_against_the_new_on
     trial.baseline("reader")
     new = made.new(lock, 50)
 
-    trial.gate("reader", new, 50, watch_s=0, sleep=time.sleep)
+    trial.gate("reader", new, 50, beside=True, watch_s=0, sleep=time.sleep)
 
     assert made.said[0].startswith("reader at 50 %: error_ratio 0, limit 0.2")
 
@@ -182,7 +182,7 @@ def test_slow_fleet_fails_the_gate_of_latency(server: PlaneServer, control: Cont
     made.fault(match={"deployedModelId": new}, http={"delaySeconds": 1})
 
     with pytest.raises(GateFailed, match=r"p95_ms 1\d\d\d, limit 900, n = 4$"):
-        trial.gate("reader", new, 50, watch_s=0, sleep=time.sleep)
+        trial.gate("reader", new, 50, beside=True, watch_s=0, sleep=time.sleep)
 
 
 def test_watch_lasts_as_long_as_asked_for_and_what_stops_it_stops_it_at_once(
@@ -196,9 +196,9 @@ def test_watch_lasts_as_long_as_asked_for_and_what_stops_it_stops_it_at_once(
     def stop(seconds: float) -> None:
         raise Stopped("by its user")
 
-    trial.gate("reader", made.standing, 100, watch_s=240, sleep=slept.append)
+    trial.gate("reader", made.standing, 100, beside=False, watch_s=240, sleep=slept.append)
     with pytest.raises(Stopped):
-        trial.gate("reader", made.standing, 100, watch_s=240, sleep=stop)
+        trial.gate("reader", made.standing, 100, beside=False, watch_s=240, sleep=stop)
     with pytest.raises(Stopped):
         trial.smoke("reader", made.standing, sleep=stop)
 
@@ -213,7 +213,7 @@ def test_fleet_that_never_answers_cannot_be_judged(
     lock = trials.lock_of(made.snapshot, said="new")
 
     with pytest.raises(GateFailed, match="error_ratio cannot be judged: 0 samples of the new fleet, 4 are needed"):
-        made.trial(lock).gate("reader", "123", 50, watch_s=0, sleep=time.sleep)
+        made.trial(lock).gate("reader", "123", 50, beside=False, watch_s=0, sleep=time.sleep)
 
 
 def test_other_bytes_than_the_lock_names_fail_the_smoke_test_on_both_ways(
@@ -252,6 +252,41 @@ def test_fleet_that_fails_is_named_by_the_smoke_test_with_its_error(
         trial.smoke("reader", new)
 
 
+@pytest.mark.parametrize("content", [None, b"", b"{}"], ids=["gone", "empty", "another"])
+def test_gate_of_drift_does_not_pass_where_the_standing_fleets_answers_are_lost(
+    server: PlaneServer, control: ControlPlane, tmp_path: Path, content: bytes | None
+) -> None:
+    name = "lost-" + {None: "gone", b"": "empty"}.get(content, "other")
+    made = rollout(server, control, tmp_path, name, golden_drift=1)
+    lock = trials.lock_of(made.snapshot, said="standing")
+    trial = made.trial(lock)
+    trial.baseline("reader")
+    file = tmp_path / "kept" / "golden" / "standing-reader.json"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+
+    with pytest.raises(GateFailed, match="golden_drift cannot be measured"):
+        trial.gate("reader", made.standing, 100, beside=True, watch_s=0, sleep=time.sleep)
+
+    trial.gate("reader", made.standing, 100, beside=False, watch_s=0, sleep=time.sleep)
+
+
+def test_kept_answers_of_a_lock_that_were_taken_out_of_their_file_are_found(
+    server: PlaneServer, control: ControlPlane, tmp_path: Path
+) -> None:
+    made = rollout(server, control, tmp_path, "emptied")
+    lock = trials.lock_of(made.snapshot, said="standing")
+    trial = made.trial(lock)
+    trial.check("reader", made.standing)
+    file = tmp_path / "kept" / "golden" / f"{lock.lock_id}.json"
+    file.write_text('{"version": 1, "models": {"reader": {}}}')
+
+    later = trial.check("reader", made.standing)[-1]
+
+    assert (later.status, later.detail) == ("failed", "0 of 4 answers are those that were kept of this lock")
+
+
 def test_kept_answers_of_a_lock_are_compared_and_others_are_found(
     server: PlaneServer, control: ControlPlane, tmp_path: Path
 ) -> None:
@@ -267,7 +302,8 @@ def test_kept_answers_of_a_lock_are_compared_and_others_are_found(
 
     later = trial.check("reader", made.standing)[-1]
 
-    assert (first.status, first.detail) == ("ok", "4 answers are kept from now on")
+    assert first.status == "skipped"
+    assert first.detail == "no answers of this lock were kept: these 4 are from now on"
     assert (again.status, again.detail) == ("ok", "4 of 4 answers are those that were kept of this lock")
     assert (later.status, later.detail) == ("failed", "3 of 4 answers are those that were kept of this lock")
     assert file.stat().st_mode & 0o777 == 0o600

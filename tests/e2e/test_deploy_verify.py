@@ -108,7 +108,7 @@ def test_deployment_as_it_was_approved_has_no_finding_and_every_check_says_what_
     assert (report.findings, report.exit_code) == ((), 0)
     passed = {each.check: each.found for each in report.passed}
     assert passed["version.image"] == deploying.IMAGE
-    assert passed["version.args"] == ["--limit=2", f"--revision={stood.lock.models['reader'].revision}"]
+    assert passed["version.args"] == ["--limit=(set)", f"--revision={stood.lock.models['reader'].revision}"]
     assert passed["traffic.split"] == {stood.id: 100}
     assert passed["fleet.available"] == 1
     assert {f"version.{each}" for each in verify_version.CHECKS} <= set(passed)

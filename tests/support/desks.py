@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,14 @@ class Desk:
         return self.spec.endpoint_id("reader")
 
     def write(self, **changes: Any) -> None:
-        """Put the specification there; ``number`` changes what the lock must say."""
+        """Put the specification there; ``number`` changes what the lock must say, ``names`` are its models'."""
         number, model = changes.pop("number", 1), changes.pop("model", {})
+        names = changes.pop("names", ["reader"])
         changes.setdefault("rollout", ROLLOUT)
         data = spec_bytes(self.server.url, self.name, model={"env": {"NUMBER": str(number)}, **model}, **changes)
         whole = yaml.safe_load(data)
         whole["target"] |= {"ca_file": str(self.server.line["ca_file"]), "auth": {"api_key_env": VARIABLE}}
+        whole["models"] = {name: deepcopy(whole["models"]["reader"]) for name in names}
         self.file.write_text(yaml.safe_dump(whole))
 
     def run(self, *arguments: str) -> Said:

@@ -41,6 +41,7 @@ class Judge:
         self.fails: dict[str, MedportError] = {}
         self.no_way: str | None = None
         self.watched: list[float] = []
+        self.beside: list[bool] = []
         self.while_watching: Callable[[], None] = lambda: None
 
     def straight(self, name: str, deployed_model_id: str, *, sleep: Sleep = time.sleep) -> str | None:
@@ -53,11 +54,16 @@ class Judge:
     def baseline(self, name: str, *, sleep: Sleep = time.sleep) -> None:
         self._judge(f"baseline {name}")
 
-    def gate(self, name: str, deployed_model_id: str, share: int, *, watch_s: float, sleep: Sleep) -> None:
+    def gate(
+        self, name: str, deployed_model_id: str, share: int, *, beside: bool, watch_s: float, sleep: Sleep
+    ) -> None:
         self.watched.append(watch_s)
+        self.beside.append(beside)
         self.while_watching()
         sleep(0.001)
         self._judge(f"gate {name} {share}")
+
+    def remember(self, name: str, deployed_model_id: str, *, sleep: Sleep = time.sleep) -> None: ...
 
     def _judge(self, what: str) -> None:
         self.log.append(what)

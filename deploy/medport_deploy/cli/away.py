@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import typer
 
 from medport.cli.output import Output
-from medport.errors import PreconditionFailed
+from medport.errors import EXIT_FAILED, PreconditionFailed
 from medport_deploy.cli import options
 from medport_deploy.cli.runs import opened, run
+
+if TYPE_CHECKING:
+    from medport_deploy.work.opening import Deployment
 
 
 def sweep(
@@ -21,9 +25,9 @@ def sweep(
     no_color: options.NoColor = False,
     debug: options.Debug = False,
 ) -> int:
-    """List what a dead or failed run left, and take it away once that is agreed to.
+    """List what a dead or failed run left, and take it away once that is agreed to; what served before it serves.
 
-    What serves, what was verified and what is kept for a way back is never touched.
+    What was verified and what is kept for a way back stays. A run that is held is not swept: promote or rollback.
     """
     from medport_deploy.work import away as work_away
 
@@ -34,7 +38,8 @@ def sweep(
             {"kind": each.kind, "name": each.name, "why": each.why, "traffic_percent": each.percent}
             for each in found
         ]
-        if not found and not work_away.unfinished(deployment):
+        runs = work_away.unfinished(deployment)
+        if not found and not runs:
             if as_json:
                 output.data({"deployment": deployment.spec.name, "outcome": "nothing to do", "found": []})
             else:
@@ -43,7 +48,12 @@ def sweep(
         for each in found:
             share = f", has {each.percent} % of the traffic" if each.percent else ""
             _list(output, f"{each.kind} {each.name}: {each.why}{share}")
-        _agree(output, yes, f"Take {len(found)} away?", listed)
+        for each_run in runs:
+            _list(output, f"{each_run} has not come to its end, and is over then")
+        where = work_away.target(deployment)
+        question = f"Take {len(found)} away from {where}?" if found else "Close it?"
+        if not yes and not _agreed(output, deployment, question, {"target": where, "found": listed}):
+            return EXIT_FAILED
         return run(output, deployment, lambda: work_away.swept(deployment, found), found=listed)
 
 
@@ -75,9 +85,11 @@ def destroy(
             _list(output, title)
         for address in what.terraform:
             _list(output, f"  {address}")
-        _agree(output, yes, f"Destroy {deployment.spec.name}?", titles)
+        where = work_away.target(deployment)
         remains = [{"what": each.what, "why": each.why, "costs": each.costs} for each in what.remains]
-        more = {"found": titles, "terraform": list(what.terraform), "remains": remains}
+        more = {"target": where, "found": titles, "terraform": list(what.terraform), "remains": remains}
+        if not yes and not _agreed(output, deployment, f"Destroy {deployment.spec.name} on {where}?", more):
+            return EXIT_FAILED
         code = run(output, deployment, lambda: work_away.destroyed(deployment, what), **more)
         if code == 0 and not as_json:
             for each in what.remains:
@@ -90,18 +102,22 @@ def _list(output: Output, line: str) -> None:
         output.text(f"  - {line}")
 
 
-def _agree(output: Output, yes: bool, question: str, listed: Sequence[object]) -> None:
-    """Go on if it is agreed to.
+def _agreed(output: Output, deployment: Deployment, question: str, listed: Mapping[str, object]) -> bool:
+    """Ask, on a terminal. With ``--json`` nobody is asked: the list is the answer, and nothing is done.
+
+    Args:
+        listed: keys of the JSON object.
 
     Raises:
-        PreconditionFailed: nobody can be asked.
-        typer.Abort: the answer is no.
+        PreconditionFailed: nobody can be asked, or the answer is no.
+        typer.Abort: the question was left.
     """
-    if yes:
-        return
-    if output.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        if output.json:
-            output.data({"outcome": "not agreed to", "found": listed})
+    if output.json:
+        said = {"deployment": deployment.spec.name, "outcome": "not agreed to", "remedy": "give --yes"}
+        output.data({**said, **listed})
+        return False
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise PreconditionFailed("nothing was done: nobody agreed to it", field="--yes", remedy="give --yes")
     if not typer.confirm(question, err=True):
         raise PreconditionFailed("nothing was done: the answer was no", field="--yes")
+    return True

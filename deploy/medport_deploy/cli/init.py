@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 
 from medport.cli.output import Output
 from medport.errors import ConfigError
-from medport_deploy.first_run import init as first
-from medport_deploy.spec import values as spec_values
-from medport_deploy.spec.reading import FILE_NAME
+from medport_deploy.cli import options
+
+if TYPE_CHECKING:
+    from medport_deploy.first_run.init import Answers
 
 T = TypeVar("T")
 _KINDS = ("vertex", "local")
 _TARGET, _MACHINE, _COMMON = "Target", "Models", "Common options"
-_FORMS: dict[str, Any] = {
-    "--project": spec_values.ProjectId, "--location": spec_values.Location, "--url": spec_values.Url,
-    "--api-key-env": spec_values.VariableName, "--model": spec_values.ModelId, "--image": spec_values.Image,
-    "--name": spec_values.Name,
-}  # fmt: skip
-"""What an answer must be, so that a wrong one is asked for again at once."""
 
 
 def init(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="What to write.")] = Path(
-        FILE_NAME
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="What to write.")] = options.SPEC,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
     name: Annotated[
         str | None, typer.Option(help="Of the deployment. Default: medport.", rich_help_panel=_TARGET)
@@ -89,23 +81,32 @@ def init(
     ] = False,
 ) -> int:
     """Write a commented medport.yaml to begin with. On a terminal what is not given is asked for."""
+    from medport_deploy.first_run import init as first
+
     if accelerator is not None and machine is None:
         raise ConfigError("goes with --machine", field="--accelerator", remedy="give --machine too")
     asking = _Asking(terminal=sys.stdin.isatty() and sys.stderr.isatty() and not json)
     if output.exists() and not force:
         first.refuse_to_replace(output)  # before anything is asked
+    place = {"local": {"--url": url}, "vertex": {"--project": project, "--location": location}}
+    needed = {"--target": target, **place.get(target or "", {}), "--model": model or None, "--image": image}
+    asking.require(needed)
     kind = asking.choice("--target", target, "Where to deploy to", _KINDS, "vertex")
     local = kind == "local"
     for flag, given in (("--url", url), ("--api-key-env", api_key_env)):
         if given is not None and not local:
             raise ConfigError("is for --target local", field=flag, remedy="leave it out")
+    if local:
+        url = asking.text("--url", url, "URL of the control plane", suggested=first.LOCAL_URL)
+        if url.startswith("https:"):
+            ca_file = asking.file("--ca-file", ca_file, "Who signed its certificate, a PEM file", output.parent)
     at_home = {"--project": first.LOCAL_PROJECT, "--location": first.LOCAL_LOCATION} if local else {}
     answers = first.Answers(
         target="local" if local else "vertex",
         name=asking.text("--name", name, "Name of the deployment", suggested="medport", default="medport"),
         project=asking.text("--project", project, "Project", default=at_home.get("--project")),
         location=asking.text("--location", location, "Location", default=at_home.get("--location")),
-        url=asking.text("--url", url, "URL of the control plane", suggested=first.LOCAL_URL) if local else None,
+        url=url,
         ca_file=ca_file,
         api_key_env=asking.optional("--api-key-env", api_key_env, "Variable with its API key") if local else None,
         models=asking.models(model),
@@ -118,7 +119,9 @@ def init(
     return 0
 
 
-def _tell(out: Output, path: Path, answers: first.Answers) -> None:
+def _tell(out: Output, path: Path, answers: Answers) -> None:
+    from medport_deploy.first_run import init as first
+
     terms = first.terms_of(answers.models)
     after = [f"medport doctor --deploy -f {path}", f"medport deploy lock -f {path}"]
     if out.json:
@@ -136,6 +139,12 @@ class _Asking:
 
     def __init__(self, *, terminal: bool) -> None:
         self._terminal = terminal
+
+    def require(self, given: Mapping[str, object]) -> None:
+        """Refuse at once, where nobody can be asked, if one of these options is not given."""
+        missing = [flag for flag, value in given.items() if value is None]
+        if missing and not self._terminal:
+            _missing(*missing)
 
     def choice(self, flag: str, given: str | None, question: str, known: tuple[str, ...], suggested: str) -> str:
         def check(text: str) -> str:
@@ -167,8 +176,25 @@ class _Asking:
             flag, given, f"{question} (empty: none)", lambda t: _checked(flag, t) if t else t, "", ""
         )
 
+    def file(self, flag: str, given: str | None, question: str, root: Path) -> str | None:
+        """A file that is there, or none.
+
+        Args:
+            root: where its path begins.
+        """
+
+        def check(text: str) -> str | None:
+            if text and not (root / text).is_file():
+                raise ConfigError(f"there is no file {root / text}", field=flag, remedy=f"give another {flag}")
+            return text or None
+
+        if given is not None or not self._terminal:
+            return given
+        return self._answer(flag, None, f"{question} (empty: a public authority)", check, "", "")
+
     def models(self, given: list[str] | None) -> tuple[str, ...]:
         """At least one; a person names them with blanks between."""
+        from medport_deploy.first_run import init as first
 
         def check(text: str) -> tuple[str, ...]:
             return tuple(_checked("--model", each) for each in text.split()) or _missing("--model")
@@ -185,20 +211,38 @@ class _Asking:
         if not self._terminal:
             return check(default) if default is not None else _missing(flag)
         while True:
-            said = typer.prompt(question, default=suggested, err=True, show_default=bool(suggested))
+            said = typer.prompt(question, default=suggested or "", err=True, show_default=bool(suggested))
+            text = str(said).strip()
+            if not text and suggested != "":
+                typer.echo("  an answer is needed", err=True)
+                continue
             try:
-                return check(str(said).strip())
+                return check(text)
             except ConfigError as wrong:
                 typer.echo(f"  {wrong.message}", err=True)
 
 
 def _checked(flag: str, text: str) -> str:
+    """An answer in the form that it must have, so that a wrong one is asked for again at once."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from medport_deploy.spec import values as spec_values
+
+    forms: dict[str, Any] = {
+        "--project": spec_values.ProjectId, "--location": spec_values.Location, "--url": spec_values.Url,
+        "--api-key-env": spec_values.VariableName, "--model": spec_values.ModelId, "--image": spec_values.Image,
+        "--name": spec_values.Name,
+    }  # fmt: skip
     try:
-        return str(TypeAdapter(_FORMS[flag]).validate_python(text))
+        return str(TypeAdapter(forms[flag]).validate_python(text))
     except ValidationError as fault:
         said = str(fault.errors(include_url=False, include_input=False)[0]["msg"])
         raise ConfigError(said.removeprefix("Value error, "), field=flag, remedy=f"give another {flag}") from None
 
 
-def _missing(flag: str) -> NoReturn:
-    raise ConfigError("is missing, and there is no terminal to ask on", field=flag, remedy=f"give {flag}")
+def _missing(*flags: str) -> NoReturn:
+    raise ConfigError(
+        f"{'is' if len(flags) == 1 else 'are'} missing, and there is no terminal to ask on",
+        field=", ".join(flags),
+        remedy=f"give {', '.join(flags)}",
+    )

@@ -9,7 +9,8 @@ import typer
 
 from medport.cli.output import Output
 from medport_deploy.cli import options
-from medport_deploy.cli.progress import telling
+from medport_deploy.cli.given import Given
+from medport_deploy.cli.runs import opened
 from medport_deploy.cli.shown import styled
 
 
@@ -34,20 +35,20 @@ def verify(
     Exit code 0: it is. 2: something is not. 1: it could not be seen.
     """
     from medport_deploy.verify import show as verify_show
-    from medport_deploy.work import opening as work
     from medport_deploy.work import verify as work_verify
 
     if sign is not None and report is None:
         raise typer.BadParameter("goes with --report FILE", param_hint="--sign")
     output = Output(json=as_json, color=not no_color)
-    with telling(output) as told, work.opened(spec, lock, telling=told) as deployment:
+    with opened(output, spec, lock) as deployment:
+        key = work_verify.signing_key(sign, deployment.telling.note) if sign is not None else None
         found = work_verify.verified(deployment, with_smoke=not no_smoke, with_terraform=not no_terraform)
-        if report is not None:
-            work_verify.write(found, report, key=sign, note=told.note)
     if as_json:
         output.data(found.as_dict())
     else:
-        styled(verify_show.lines(found, every=every), no_color=no_color)
+        styled(verify_show.lines(found, every=every), no_color=no_color, named=Given(spec, lock).told)
+    if report is not None:
+        work_verify.write(found, report, key_pem=key)  # last: a full disk does not take the verdict away
     return found.exit_code
 
 
@@ -69,9 +70,13 @@ def check_report(
         output.text(f"signed, and as it was signed: {said['deployment']} on {said['target']}")
         output.text(f"lock {said['lock_id']}, verified at {said['made_at']} by medport {said['medport']}")
         output.text(
-            "all was as approved" if said["clean"] else f"{len(said['findings'])} things were not as approved"
+            "all was as approved" if said["clean"] else f"{_things(len(said['findings']))} not as approved"
         )
     return int(said["exit_code"])
+
+
+def _things(count: int) -> str:
+    return "1 thing was" if count == 1 else f"{count} things were"
 
 
 def status(
@@ -83,10 +88,9 @@ def status(
 ) -> int:
     """Show who serves with which share, what is open, and what there is to go back to. Sends no requests."""
     from medport_deploy.past import status as reading
-    from medport_deploy.work import opening as work
 
     output = Output(json=as_json, color=not no_color)
-    with work.opened(spec, lock) as deployment:
+    with opened(output, spec, lock) as deployment:
         found = reading.read(
             deployment.spec,
             deployment.lock_if_any(),
@@ -94,10 +98,12 @@ def status(
             deployment.directory,
             spec_bytes=deployment.spec_bytes,
         )
+    given = Given(spec, lock)
     if as_json:
-        output.data(found.as_dict())
+        said = found.as_dict()
+        output.data({**said, "runs": [{**run, "go_on": given.told(run["go_on"])} for run in said["runs"]]})
     else:
-        styled(reading.lines(found), no_color=no_color)
+        styled(reading.lines(found), no_color=no_color, named=given.told)
     return 0
 
 
@@ -109,10 +115,8 @@ def history(
     debug: options.Debug = False,
 ) -> int:
     """Show what was done to the deployment, the oldest first. Asks nobody."""
-    from medport_deploy.work import opening as work
-
     output = Output(json=as_json, color=not no_color)
-    with work.opened(spec, lock, will_call=False) as deployment:
+    with opened(output, spec, lock, will_call=False) as deployment:
         entries = deployment.history()
     if as_json:
         output.data({"deployment": deployment.spec.name, "entries": [each.as_dict() for each in entries]})
@@ -120,6 +124,8 @@ def history(
     if not entries:
         output.text("nothing was done yet")
         return 0
-    rows = [[each.at, each.verb, each.outcome, each.lock_id[:12], each.by, each.why] for each in entries]
+    rows = [
+        [f"{each.at[:19]}Z", each.verb, each.outcome, each.lock_id[:12], each.by, each.why] for each in entries
+    ]
     output.table(["when", "what", "came to", "lock", "by", "why"], rows)
     return 0

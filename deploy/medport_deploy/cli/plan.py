@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,8 @@ import typer
 
 from medport.cli.output import Output
 from medport_deploy.cli import options
-from medport_deploy.cli.progress import telling
+from medport_deploy.cli.given import Given
+from medport_deploy.cli.runs import opened
 from medport_deploy.cli.shown import styled
 
 
@@ -36,10 +38,9 @@ def lock(
 ) -> int:
     """Find out which commits, digests and files the specification means, and write them into medport.lock."""
     from medport_deploy.work import lock as work_lock
-    from medport_deploy.work import opening as work
 
     output = Output(json=as_json, color=not no_color)
-    with work.opened(spec, lock, will_call=False) as deployment:
+    with opened(output, spec, lock, will_call=False) as deployment:
         done = work_lock.lock(
             deployment, mirror=mirror, offline=offline, accept=accept or (), accepted_by=accepted_by
         )
@@ -51,14 +52,17 @@ def lock(
                     "lock_id": lock_id,
                     "written": done.written,
                     "changes": list(done.changes),
+                    "discarded": done.discarded or None,
                 }
             )
             return 0
+        if done.discarded:
+            output.note(f"{done.discarded}. It does not count: all is looked up anew, and terms are accepted anew")
         for line in done.changes:
             output.text(line)
         if done.written:
             output.text(f"lock {lock_id} in {deployment.lock_file}")
-            output.note("Next: medport deploy plan")
+            output.note(Given(spec, lock).told("Next: medport deploy plan"))
         else:
             output.text(f"lock {lock_id}: as it was")
     return 0
@@ -83,20 +87,21 @@ def plan(
     Exit code 0: nothing is to be done. 2: there are changes.
     """
     from medport_deploy.plan import show as plan_show
-    from medport_deploy.work import opening as work
     from medport_deploy.work import plan as work_plan
 
     output = Output(json=as_json, color=not no_color)
-    with telling(output) as told, work.opened(spec, lock, telling=told) as deployment:
+    given = Given(spec, lock)
+    with opened(output, spec, lock) as deployment:
         run = deployment.open_run()
         done = work_plan.plan(deployment, out=out, ask_quotas=not no_quota, with_terraform=not no_terraform)
     if as_json:
         output.data({**done.plan.as_dict(), "plan": str(done.file), "plan_sha256": done.sha256})
         return done.plan.exit_code
-    styled(plan_show.lines(done.plan, every=every), no_color=no_color)
+    styled(plan_show.lines(done.plan, every=every), no_color=no_color, named=given.told)
     if run is not None:
-        output.note(f"The {run.header.verb} of {run.header.at} has not come to its end: medport deploy status")
+        left = f"The {run.header.verb} of {run.header.at} has not come to its end: medport deploy status"
+        output.note(given.told(left))
     elif done.plan.changes:
-        file = f" {out}" if out else ""
-        output.note(f"Saved in {done.file}. Next: medport deploy apply{file}")
+        file = f" {shlex.quote(str(out))}" if out else ""
+        output.note(f"Saved in {done.file}. Next: " + given.told(f"medport deploy apply{file}"))
     return done.plan.exit_code

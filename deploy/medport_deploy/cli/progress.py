@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from medport.cli.output import Output, printable
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from medport_deploy.cli.given import Given
     from medport_deploy.run.steps import Event
     from medport_deploy.terraform.events import Event as TerraformEvent
     from medport_deploy.work.opening import Telling
@@ -23,8 +24,12 @@ _ENDS = {"done": "✓", "skipped": "=", "failed": "✗", "undone": "↩", "not u
 
 
 @contextmanager
-def telling(output: Output) -> Iterator[Telling]:
-    """What a run is given to tell of itself; nothing is told with ``--json``, where stderr holds errors alone."""
+def telling(output: Output, given: Given | None = None) -> Iterator[Telling]:
+    """What a run is given to tell of itself; nothing is told with ``--json``, where stderr holds errors alone.
+
+    Args:
+        given: what the commands that it tells of must name.
+    """
     from medport_deploy.run.interrupts import Interrupts
     from medport_deploy.work.opening import Telling
 
@@ -39,7 +44,8 @@ def telling(output: Output) -> Iterator[Telling]:
     if output.json:
         yield Telling(interrupts=interrupts)
         return
-    shown = _Live() if sys.stderr.isatty() else _Lines(output)
+    named = given.told if given else str
+    shown = _Live(named) if sys.stderr.isatty() else _Lines(output, named)
     try:
         yield Telling(shown.event, shown.terraform, shown.line, interrupts)
     finally:
@@ -49,8 +55,9 @@ def telling(output: Output) -> Iterator[Telling]:
 class _Lines:
     """Where nobody watches: a line for each step that begins and each that ends."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, named: Callable[[str], str]) -> None:
         self._output = output
+        self._named = named
         self._began = time.monotonic()
         self._steps: dict[str, float] = {}
 
@@ -71,7 +78,7 @@ class _Lines:
             self.line(f"  {text}")
 
     def line(self, text: str) -> None:
-        self._output.note(f"[{time.monotonic() - self._began:7.1f} s] {text}")
+        self._output.note(f"[{time.monotonic() - self._began:7.1f} s] {self._named(text)}")
 
     def close(self) -> None:
         """Nothing is held."""
@@ -80,7 +87,8 @@ class _Lines:
 class _Live:
     """On a terminal: the step under way with its stage and its time, above it those that ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, named: Callable[[str], str]) -> None:
+        self._named = named
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._began = 0.0
@@ -107,7 +115,7 @@ class _Live:
         from rich.console import Console
 
         console = self._bar.console if self._bar is not None else Console(stderr=True)
-        console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(self._named(text)), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the live line away."""

@@ -16,12 +16,16 @@ class Clients:
         url: base address; ``None``: Google's host of the location.
         ca_file: PEM file; ``None``: the public authorities.
         credentials: of google-auth.
+        direct: go through no proxy, whatever the environment says.
     """
 
-    def __init__(self, location: str, url: str | None, ca_file: Any, credentials: Any) -> None:
+    def __init__(
+        self, location: str, url: str | None, ca_file: Any, credentials: Any, *, direct: bool = False
+    ) -> None:
         self._address = (url or f"https://{location}-aiplatform.googleapis.com").rstrip("/")
         self._ca_file = None if ca_file is None else str(ca_file)
         self._credentials = credentials
+        self._direct = direct
         self._made: dict[tuple[str, str], Any] = {}
 
     def call(self, service: str, method: str, request: Any, *, timeout_s: float, api: str = "v1") -> Any:
@@ -40,19 +44,25 @@ class Clients:
             client = getattr(library, _CLASSES[service])(
                 credentials=self._credentials, transport="rest", client_options={"api_endpoint": self._address}
             )
+            options: dict[str, Any] = {"proxies": {}} if self._direct else {}
             if self._ca_file is not None:
+                options["verify"] = self._ca_file
+            if options:
                 # There is no option for it, but the session is one of requests.
-                client.transport._session.mount("https://", _trusting(self._ca_file))
+                for scheme in ("https://", "http://"):
+                    client.transport._session.mount(scheme, _sending(options))
+            # Else requests puts a ~/.netrc's password in the place of our token, and sends it to the target.
+            client.transport._session.auth = lambda request: request
             self._made[service, api] = client
         return self._made[service, api]
 
 
-def _trusting(ca_file: str) -> Any:
-    """An adapter that trusts one authority; a session's own ``verify`` yields to the environment's."""
+def _sending(always: dict[str, Any]) -> Any:
+    """An adapter with settings of ours, as a session's own yield to the environment's."""
     adapters = _extras.load("requests.adapters", extra="deploy")
 
-    class Trusting(adapters.HTTPAdapter):  # type: ignore[misc, name-defined]
+    class Sending(adapters.HTTPAdapter):  # type: ignore[misc, name-defined]
         def send(self, request: Any, *arguments: Any, **options: Any) -> Any:
-            return super().send(request, *arguments, **{**options, "verify": ca_file})
+            return super().send(request, *arguments, **{**options, **always})
 
-    return Trusting()
+    return Sending()

@@ -66,6 +66,11 @@ def from_variable(name: str) -> Callable[[], str]:
     def read() -> str:
         if not (key := os.environ.get(name, "").strip()):
             raise ConfigError(f"{name} is not set", field="target.auth", remedy=f"put the API key into {name}")
+        if not key.isprintable() or " " in key:
+            # No header takes it, and what refuses it would quote it.
+            raise ConfigError(
+                f"{name} holds no API key", field="target.auth", remedy=f"put the API key into {name}"
+            )
         return key
 
     return read
@@ -78,6 +83,15 @@ class Auth(Protocol):
     def api_key_env(self) -> str | None: ...
     @property
     def credentials_file(self) -> str | None: ...
+
+
+def renewal(auth: Auth) -> str:
+    """How the credential that a spec names is renewed, in the words of a remedy."""
+    if auth.api_key_env:
+        return f"put a key that is good into {auth.api_key_env}"
+    if auth.credentials_file:
+        return f"replace the key in {Path(auth.credentials_file).name}"
+    return "log in again (gcloud auth application-default login)"
 
 
 def of(auth: Auth) -> Any:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from medport import _extras
 from medport.errors import (
@@ -52,8 +53,9 @@ _KINDS: Mapping[str, type[MedportError]] = {
     "OUT_OF_RANGE": InputError, "UNIMPLEMENTED": Unsupported, "INTERNAL": ServerError, "UNAVAILABLE": NotReady,
     "DATA_LOSS": ServerError, "UNAUTHENTICATED": AuthError,
 }  # fmt: skip
+_RENEW = "renew the credential"
 _REMEDIES: Mapping[type[MedportError], str] = {
-    AuthError: "renew the credential, then run the same command again: it goes on where it stopped",
+    AuthError: f"{_RENEW}, then run the same command again: it goes on where it stopped",
     Forbidden: "ask for the role; an image is read by the Vertex AI service agent, which needs"
     " roles/artifactregistry.reader on its repository",
     QuotaExceeded: "ask for more of the quota that is named, or deploy with strategy: recreate, which needs one"
@@ -66,11 +68,12 @@ _REMEDIES: Mapping[type[MedportError], str] = {
 
 
 @contextmanager
-def translated(doing: str) -> Iterator[None]:
+def translated(doing: str, *, renew: str = _RENEW) -> Iterator[None]:
     """Raise as ours what a call of Google's client raises.
 
     Args:
         doing: what the call was for, such as ``deploy a model``; begins the message.
+        renew: how this credential is renewed, in the words of a remedy.
     """
     try:
         yield
@@ -80,6 +83,8 @@ def translated(doing: str) -> Iterator[None]:
         found = error_of(fault, doing)
         if found is None:
             raise
+        if found.remedy == _REMEDIES[AuthError]:
+            found.remedy = found.remedy.replace(_RENEW, renew)
         raise found from fault
 
 
@@ -88,23 +93,27 @@ def error_of(fault: Exception, doing: str) -> MedportError | None:
     called = _extras.load("google.api_core.exceptions", extra="deploy")
     requests = _extras.load("requests.exceptions", extra="deploy")
     auth = _extras.load("google.auth.exceptions", extra="deploy")
+    if isinstance(fault, auth.TransportError) and isinstance(fault.__cause__, requests.RequestException):
+        fault = fault.__cause__
     if isinstance(fault, called.GoogleAPICallError):
         return _answered(fault, doing)
     if isinstance(fault, requests.SSLError):
         refused = ConnectionFailed(
-            f"{doing}: the server's certificate is not trusted",
+            f"{doing}: the certificate of {_host(fault)} is not trusted",
             field="target.ca_file",
             remedy="give the file of its authority",
         )
         refused.retryable = False
         return refused
     if isinstance(fault, requests.Timeout):
-        return Timeout(f"{doing}: no answer in time", remedy=_REMEDIES[ServerError])
+        return Timeout(f"{doing}: no answer in time from {_host(fault)}", remedy=_REMEDIES[ServerError])
     if isinstance(fault, requests.JSONDecodeError):
         return ProtocolError(f"{doing}: the answer is no JSON", field="target.url", remedy="check the address")
     if isinstance(fault, requests.RequestException | auth.TransportError):
         return ConnectionFailed(
-            f"{doing}: the server could not be reached", field="target", remedy="check the address and the network"
+            f"{doing}: {_host(fault)} could not be reached",
+            field="target",
+            remedy="check the address and the network",
         )
     if isinstance(fault, auth.GoogleAuthError):
         return _not_refreshed(str(fault), doing)
@@ -138,6 +147,9 @@ def _answered(fault: Any, doing: str) -> MedportError:
         found = error_from(http, response.content, retry_after_s=after)
         found.message = f"{doing}: {clean(found.message)}"
         found.args = (found.message,)
+        if type(found) is AuthError:
+            # Theirs says how to send a key, and that is not the user's to do.
+            found.remedy = _REMEDIES[AuthError]
         return found
     kind = class_for(http)
     # 503 is the server's own trouble in an answer, though a shortage of machines in an operation.
@@ -172,6 +184,12 @@ def _grant(found: re.Match[str]) -> str:
         f" add-iam-policy-binding{where or ' REPOSITORY'}"
         f" --member serviceAccount:{found['agent']}.iam.gserviceaccount.com --role roles/artifactregistry.reader"
     )
+
+
+def _host(fault: Exception) -> str:
+    """Who was asked, with the port where one is named."""
+    url = getattr(getattr(fault, "request", None), "url", None)
+    return urlsplit(str(url)).netloc.rpartition("@")[2] if url else "the server"
 
 
 def _not_refreshed(said: str, doing: str) -> MedportError:

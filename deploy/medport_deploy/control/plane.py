@@ -60,6 +60,8 @@ class ControlPlane:
         credentials: of google-auth; see ``control.credentials``.
         timeout_s: for one call.
         attempts: how often a call that only reads is sent.
+        renew: how the credential is renewed, for errors; see ``control.credentials.renewal``.
+        direct: go through no proxy, whatever the environment says: for a server of the site's own.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class ControlPlane:
         timeout_s: float = 60.0,
         attempts: int = 5,
         polling: Polling | None = None,
+        renew: str = "renew the credential",
+        direct: bool = False,
     ) -> None:
         # It reports each call on stdout, names included.
         logging.getLogger("google.cloud.aiplatform").setLevel(logging.ERROR)
@@ -77,7 +81,8 @@ class ControlPlane:
         self.polling = polling or Polling()
         self._timeout_s = timeout_s
         self._attempts = attempts
-        self._clients = Clients(target.location, target.url, target.ca_file, credentials)
+        self._renew = renew
+        self._clients = Clients(target.location, target.url, target.ca_file, credentials, direct=direct)
 
     def __enter__(self) -> Self:
         return self
@@ -327,13 +332,13 @@ class ControlPlane:
         return self._again(lambda: [messages.plain(each) for each in self._pages(service, method, request)])
 
     def _pages(self, service: str, method: str, request: Json) -> Iterator[Any]:
-        with translated(_words(method)):
+        with translated(_words(method), renew=self._renew):
             yield from self._clients.call(service, method, request, timeout_s=self._timeout_s)
 
     def _call(
         self, service: str, method: str, request: Json | None = None, *, api: str = "v1", **fields: Any
     ) -> Any:
-        with translated(_words(method)):
+        with translated(_words(method), renew=self._renew):
             return self._clients.call(service, method, request or fields, timeout_s=self._timeout_s, api=api)
 
     def _of_any_version(self, call: Callable[[], T]) -> T:

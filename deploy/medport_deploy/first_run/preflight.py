@@ -24,10 +24,11 @@ from medport.cli.checks import Check, Skipped
 from medport.errors import ConfigError, NotFound, PreconditionFailed
 from medport.lock import Lock
 from medport_deploy.control import credentials as control_credentials
-from medport_deploy.first_run import preflight_files
+from medport_deploy.first_run import preflight_files, preflight_local
 from medport_deploy.first_run.preflight_cloud import Cloud
 from medport_deploy.first_run.preflight_google import Google
 from medport_deploy.lock import check as lock_check
+from medport_deploy.lock import file as lock_file
 from medport_deploy.lock import registry_auth
 from medport_deploy.lock.registry import Registry
 from medport_deploy.lock.registry_auth import Credentials
@@ -70,6 +71,7 @@ class Preflight:
     ) -> None:
         self._spec_file = spec_file
         self._lock_file = lock_file or spec_file.parent / locks.FILE_NAME
+        self._lock_named = lock_file is not None
         self._transport = transport
         self._credentials = credentials
         self._limits = limits
@@ -77,6 +79,7 @@ class Preflight:
         self._now = now
         self._lock: Lock | None = None
         self._date: str | None = None
+        self._answers = False
         self._open: list[Any] = []
 
     def checks(self) -> list[Check]:
@@ -85,7 +88,7 @@ class Preflight:
         cloud = [
             Check("APIs", self._in_cloud("services"), "gcloud services enable", online),
             Check("control plane", self._control_plane, "check project, location and credential", online),
-            Check("permissions", self._in_cloud("permissions"), "ask for the role", online),
+            Check("permissions", self._permissions, "ask for the role", online),
             Check("quotas", self._in_cloud("quotas"), "ask for more quota", online),
             Check("machines", self._in_cloud("machines"), "take another machine type or location", online),
             Check("images", self._in_cloud("images", "runs no container"), "push the image first", online),
@@ -112,7 +115,7 @@ class Preflight:
 
     @cached_property
     def _spec(self) -> Spec:
-        return specs.load(self._spec_file)
+        return specs.rooted(specs.load(self._spec_file), self._spec_file.parent)
 
     @cached_property
     def _google(self) -> Google:
@@ -122,6 +125,7 @@ class Preflight:
             target.project,
             transport=self._transport,
             verify=_trusted(target.ca_file, public=target.kind == "vertex"),
+            direct=target.kind == "local",
         )
         self._open.append(found)
         return found
@@ -147,6 +151,10 @@ class Preflight:
         target = self._spec.target
         return target.url or f"https://{target.location}-aiplatform.googleapis.com"
 
+    @property
+    def _place(self) -> str:
+        return f"projects/{self._spec.target.project}/locations/{self._spec.target.location}"
+
     def _in_cloud(self, check: str, why: str = "") -> Callable[[], str]:
         def run() -> str:
             if self._spec.target.kind == "local":
@@ -155,6 +163,16 @@ class Preflight:
 
         return run
 
+    def _permissions(self) -> str:
+        if self._spec.target.kind == "vertex":
+            return self._cloud.permissions()
+        if not self._answers:
+            raise Skipped("needs: control plane")
+        spec = self._spec
+        return preflight_local.permissions(
+            self._google, f"{self._base_url}/v1/{self._place}", [spec.endpoint_id(name) for name in spec.models]
+        )
+
     def _specification(self) -> str:
         spec = self._spec
         target = spec.target
@@ -162,8 +180,11 @@ class Preflight:
 
     def _locked(self) -> str:
         if not self._lock_file.exists():
-            raise NotFound(f"there is no {self._lock_file.name}", field="lock", remedy="medport deploy lock")
-        lock = locks.read(self._lock_file)
+            if not self._lock_named:
+                # The first look around comes before the first lock.
+                raise Skipped("none yet: medport deploy lock")
+            raise NotFound(f"there is no {self._lock_file}", field="lock", remedy="medport deploy lock")
+        lock = lock_file.read(self._lock_file)
         self._lock = lock
         lock_check.require_pinned(lock, self._spec, directory=self._spec_file.parent)
         return f"{lock.lock_id[:12]}… pins all"
@@ -203,10 +224,9 @@ class Preflight:
         return f"within {max(1.0, abs(skew_s)):.0f} s of the server's"
 
     def _control_plane(self) -> str:
-        target = self._spec.target
-        place = f"projects/{target.project}/locations/{target.location}"
-        self._google.get(f"{self._base_url}/v1/{place}/endpoints", doing="list endpoints", pageSize=1)
-        return f"{place} answers"
+        self._google.get(f"{self._base_url}/v1/{self._place}/endpoints", doing="list endpoints", pageSize=1)
+        self._answers = True
+        return f"{self._place} answers"
 
     def _snapshots(self) -> str:
         if self._spec.target.kind != "local":
@@ -215,7 +235,8 @@ class Preflight:
             f"{self._base_url}/v1beta1/publishers/*/models", doing="ask for the server's snapshots", pageSize=_PAGE
         )
         have = _available(said)
-        assert self._lock is not None  # the check needs the lock's
+        if self._lock is None:
+            raise Skipped("there is no lock yet that says which")
         for name, locked in self._lock.models.items():
             wanted = {(locked.model_id.casefold(), each) for each in (locked.revision, locked.snapshot_sha256)}
             if not wanted & have:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -53,6 +54,7 @@ class Google:
         project: its id or number.
         transport: of httpx; its own if none.
         verify: what to trust beside the public authorities; of ``httpx.Client``.
+        direct: go through no proxy, whatever the environment says.
     """
 
     def __init__(
@@ -62,14 +64,17 @@ class Google:
         *,
         transport: httpx.BaseTransport | None = None,
         verify: Any = True,
+        direct: bool = False,
     ) -> None:
         self._find = credentials
         self._project = project
+        self._verify = verify
         self._client = httpx.Client(
             transport=transport,
             timeout=_TIMEOUT,
             verify=verify,
             follow_redirects=False,
+            trust_env=not direct,
             headers={"user-agent": "medport"},
         )
 
@@ -90,8 +95,8 @@ class Google:
         found = self._credentials
         if not found.valid:
             requests = _extras.load("google.auth.transport.requests", extra="deploy")
-            with translated("renew the credential"):
-                found.refresh(requests.Request())
+            with translated("renew the credential"), _session(self._verify) as session:
+                found.refresh(requests.Request(session))
         return found
 
     def date(self, url: str) -> str | None:
@@ -107,9 +112,9 @@ class Google:
         """The JSON of a GET. Raises errors of ours; ``doing`` begins their message."""
         return self._asked("GET", url, None, query, doing)
 
-    def post(self, url: str, body: Json, *, doing: str) -> Json:
+    def post(self, url: str, body: Json, *, doing: str, **query: Any) -> Json:
         """The JSON of a POST that changes nothing."""
-        return self._asked("POST", url, body, {}, doing)
+        return self._asked("POST", url, body, query, doing)
 
     def services_off(self, names: Sequence[str]) -> list[str]:
         """Those of some APIs that are not on."""
@@ -219,6 +224,33 @@ class Google:
                 field="target",
                 remedy="check the address, the proxy (HTTPS_PROXY) and the firewall",
             ) from fault
+
+
+def _session(trusted: Any) -> Any:
+    """A session of requests, which google-auth needs, that trusts whom ``httpx.Client`` trusts with ``verify``."""
+    session = _extras.load("requests", extra="deploy").Session()
+    # Else a ~/.netrc's password is sent along.
+    session.auth = lambda request: request
+    if not isinstance(trusted, ssl.SSLContext):
+        return session
+    adapters = _extras.load("requests.adapters", extra="deploy")
+
+    class Trusting(adapters.HTTPAdapter):  # type: ignore[misc, name-defined]
+        def send(self, request: Any, *arguments: Any, **options: Any) -> Any:
+            # The environment's bundle has no say, as with httpx.
+            return super().send(request, *arguments, **{**options, "verify": True})
+
+        def init_poolmanager(self, *arguments: Any, **options: Any) -> Any:
+            return super().init_poolmanager(*arguments, **{**options, "ssl_context": trusted})
+
+        def proxy_manager_for(self, proxy: Any, **options: Any) -> Any:
+            return super().proxy_manager_for(proxy, **{**options, "ssl_context": trusted})
+
+        def cert_verify(self, *arguments: Any) -> None:
+            """Leaves the context's authorities as they are: requests would add its own."""
+
+    session.mount("https://", Trusting())
+    return session
 
 
 def _refused(answer: httpx.Response, project: str, doing: str) -> MedportError:

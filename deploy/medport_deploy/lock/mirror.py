@@ -26,6 +26,7 @@ from medport_deploy.lock import terms as known_terms
 from medport_deploy.lock.model_source import Family, FoundModel, family_of
 from medport_deploy.lock.pinned import MANIFEST, Verified, chosen, verify_files
 from medport_deploy.lock.terms import Terms
+from medport_deploy.spec.form import DEFAULT_REVISION
 
 _STORE = b"medport-store 1\n"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -72,7 +73,8 @@ class Mirror:
 
         Args:
             model_id: ``OWNER/NAME``; letter case does not count.
-            requested: a commit; or a branch or tag, if the place says what it was, or holds one snapshot alone.
+            requested: a commit; or a branch or tag by which the place says it was fetched. A snapshot of which
+                that is not known passes for ``main``, and for nothing else.
             field: what to call it in errors.
 
         Raises:
@@ -84,13 +86,14 @@ class Mirror:
         if _COMMIT.fullmatch(requested):
             fitting = [each for each in named if each.model.revision == requested]
         else:
-            fitting = [each for each in named if each.requested == requested] or named
+            fitting = [each for each in named if each.requested == requested]
+            if not fitting and requested == DEFAULT_REVISION:
+                fitting = [each for each in named if each.requested is None]
         if not fitting:
-            raise NotFound(
-                f"{self._place.name} holds no {model_id}@{requested}",
-                field=field,
-                remedy=f"medport snapshot pull {model_id}@{requested}, or name another --mirror",
-            )
+            remedy = f"medport snapshot pull {model_id}@{requested}, or name another --mirror"
+            if held := sorted({each.model.revision for each in named if each.model.revision}):
+                remedy += f"; or, if it is what you mean, write its commit as the revision: {', '.join(held):.300}"
+            raise NotFound(f"{self._place.name} holds no {model_id}@{requested}", field=field, remedy=remedy)
         if len({each.model.snapshot_sha256 for each in fitting}) > 1:
             commits = ", ".join(sorted(each.model.revision or "no commit" for each in fitting))
             raise ConfigError(

@@ -144,6 +144,4 @@ def _check_beside(model: LockedModel, root: Path, field: str) -> None:
 
 
 def _other(name: str, fault: str, field: str) -> VerificationError:
-    return VerificationError(
-        f"{name} {fault}", field=field, remedy="fetch the model again, or lock what is there: medport deploy lock"
-    )
+    return VerificationError(f"{name} {fault}", field=field, remedy="fetch the model again: medport snapshot pull")

@@ -40,8 +40,9 @@ def deploy_pins(lock: Lock) -> DeployPins:
     try:
         return DeployPins.model_validate(said)
     except ValidationError as fault:
-        place = ".".join(str(step) for step in fault.errors(include_url=False, include_input=False)[0]["loc"])
-        raise ConfigError(f"holds something else under deploy.{place}", field="lock", remedy=remedy) from None
+        steps = fault.errors(include_url=False, include_input=False)[0]["loc"]
+        place = ".".join(map(str, ("deploy", *steps)))
+        raise ConfigError(f"holds something else under {place}", field="lock", remedy=remedy) from None
 
 
 def accepted_before(lock: Lock | None) -> Mapping[str, Accepted]:

@@ -84,7 +84,7 @@ def resolve(
         PolicyError: terms must be accepted.
         NotFound: an image, model, branch or tag is not there.
         VerificationError: weights are pickles, or a registry, hub or directory holds other bytes than it says.
-        ConfigError: offline, something would have to be asked.
+        ConfigError: offline, something would have to be asked; or an id that is accepted is that of no terms.
         MedportError: a registry or the hub refuses, or cannot be reached.
     """
     source = _source(models, previous, offline=offline)

@@ -6,6 +6,7 @@ the text with a certain sha256. Where the terms' hash is another later, they are
 
 from __future__ import annotations
 
+import difflib
 import getpass
 import hashlib
 import re
@@ -16,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from medport.errors import PolicyError
+from medport.errors import ConfigError, PolicyError
 from medport.lock import Sha256
 
 _ID = re.compile(r"[^a-z0-9.]+")
@@ -115,9 +116,14 @@ def accepted(
         by: who accepts what was not accepted before.
 
     Raises:
+        ConfigError: an id is that of no terms.
         PolicyError: terms must be accepted and are not named, changed and are not in ``again``, or nobody accepts
             them.
     """
+    ids = {each.id for each in terms.values()}
+    _check_known(again, ids, field="--accept")
+    # Those of a model that was taken out, or that another mirror does not state, are terms all the same.
+    _check_known(accept, ids | {HAI_DEF.id, *previous}, field="accept_terms")
     found: dict[str, Accepted] = {}
     for name, each in terms.items():
         if each.id in found or not (each.gated or each.id in accept):
@@ -147,6 +153,17 @@ def accepted(
         at = now.astimezone(UTC).isoformat(timespec="seconds")
         found[each.id] = Accepted(accepted_by=by, accepted_at=at, sha256=each.sha256, url=each.url)
     return found
+
+
+def _check_known(named: Collection[str], ids: Collection[str], *, field: str) -> None:
+    for each in named:
+        if each not in ids:
+            near = difflib.get_close_matches(each, ids, n=1)
+            raise ConfigError(
+                f"{each!a:.100} is the id of no terms of these models",
+                field=field,
+                remedy=f"did you mean {near[0]}?" if near else "take it out",
+            )
 
 
 def this_user() -> str:

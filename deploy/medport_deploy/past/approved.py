@@ -16,6 +16,7 @@ from pathlib import Path
 from medport import lock as locks
 from medport.errors import ConfigError, NotFound, VerificationError
 from medport.lock import Lock
+from medport_deploy import state_files
 from medport_deploy.spec import reading as specs
 
 DIRECTORY = "approved"
@@ -78,12 +79,12 @@ def load(directory: Path, lock_id: str, *, spec_sha256: str = "") -> tuple[bytes
             remedy="medport deploy history shows which were",
         )
     try:
-        data = (place / specs.FILE_NAME).read_bytes()
+        data = state_files.read(place / specs.FILE_NAME)
+        lock = locks.parse(state_files.read(place / locks.FILE_NAME))
     except OSError as fault:
         raise ConfigError(
-            f"the approved specification cannot be read ({os.strerror(fault.errno or 0)})", field="approved"
+            f"the approved pair cannot be read ({os.strerror(fault.errno or 0)})", field="approved"
         ) from fault
-    lock = locks.read(place / locks.FILE_NAME)
     told = ((lock.model_extra or {}).get("deploy") or {}).get("spec_sha256")
     other = bool(spec_sha256) and hashlib.sha256(data).hexdigest() != spec_sha256
     if other or lock.lock_id != lock_id or told != specs.parse(data).content_sha256():
@@ -92,7 +93,7 @@ def load(directory: Path, lock_id: str, *, spec_sha256: str = "") -> tuple[bytes
 
 
 def _same_lock(place: Path, lock: Lock) -> None:
-    if locks.read(place / locks.FILE_NAME).lock_id != lock.lock_id:
+    if locks.parse(state_files.read(place / locks.FILE_NAME)).lock_id != lock.lock_id:
         raise _changed(lock.lock_id)
 
 

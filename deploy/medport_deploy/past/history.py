@@ -16,17 +16,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from medport.errors import ConfigError
 from medport.wire.vertex import rfc3339
+from medport_deploy import state_files
 from medport_deploy.lock.terms import this_user
 
 FILE_NAME = "history.jsonl"
 FORMAT = 1
 _SHORTEST = 8
-Verb = Literal["apply", "rollback", "promote", "destroy", "verify"]
-Outcome = Literal["verified", "failed", "taken back", "destroyed", "held"]
+Verb = Literal["apply", "rollback", "promote", "destroy", "verify", "sweep"]
+Outcome = Literal["verified", "failed", "taken back", "destroyed", "held", "swept"]
 
 
 def who() -> str:
@@ -97,7 +98,7 @@ def append(directory: Path, entry: Entry) -> None:
     path = directory / FILE_NAME
     data = json.dumps(entry.as_dict(), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state_files.make_directory(directory)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         with open(handle, "r+b") as file:
             # A line that was cut off while it was written is as if it had not been.
@@ -123,7 +124,7 @@ def read(directory: Path) -> list[Entry]:
     """
     path = directory / FILE_NAME
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = state_files.read(path).decode(errors="replace")
     except FileNotFoundError:
         return []
     except OSError as fault:
@@ -197,8 +198,11 @@ def _parsed(path: Path, number: int, line: str) -> Entry:
     if isinstance(said, dict) and said.get("format") != FORMAT:
         raise _broken(path, "has the form of another version of medport", "use that version")
     try:
-        return _ENTRY.validate_python(said)
-    except ValidationError:
+        entry = _ENTRY.validate_python(said)
+        if any(datetime.fromisoformat(each).tzinfo is None for each in entry.retained.values()):
+            raise ValueError("a time without its zone")
+        return entry
+    except ValueError:  # pydantic's ValidationError is one
         raise _broken(path, f"is damaged in line {number}") from None
 
 

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import shlex
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from medport.cli.output import printable
-from medport.errors import NotFound, VerificationError
+from medport.errors import ConfigError, NotFound, VerificationError
 from medport.lock import Lock
 from medport.wire.vertex import rfc3339
-from medport_deploy import names, provenance
-from medport_deploy.past import history
+from medport_deploy import names, provenance, state_files
+from medport_deploy.past import history, unapplied
+from medport_deploy.plan.file import PLAN_NAME, kept_file
 from medport_deploy.plan.making import target_of
 from medport_deploy.plan.reality import EndpointState, Fleet, endpoint_state
 from medport_deploy.plan.reality import version as version_of
-from medport_deploy.run import journal
+from medport_deploy.run import apply, journal
 from medport_deploy.run.journal import Journal
 from medport_deploy.spec.reading import Spec
 from medport_deploy.verify import checking as verify
 from medport_deploy.verify.checking import Reads
 
 Json = dict[str, Any]
+_UNAPPLIED = "lock.applied"
+_MOVES = re.compile(r"traffic\.|version\.good$")
+"""What a run is there to change: while it is open, that is no drift."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +102,11 @@ class Status:
     back_to: str | None = None
     """The lock that ``rollback`` goes to."""
     drift: tuple[str, ...] | None = None
-    """The checks that find something, without requests and without Terraform; ``None``: they were not made."""
+    """The checks that find something, without requests and without Terraform; ``None``: they were not made.
+
+    What an open run is about to change is not among them. ``lock.applied`` alone: the lock of now is not applied,
+    and what serves is as the last one was approved.
+    """
     unchecked: str = ""
     """Why they were not made."""
 
@@ -124,14 +136,20 @@ def read(
     entries = history.read(directory)
     kept = history.retained(entries, at)
     serving = history.serving(entries)
-    drift, unchecked = None, "there is no lock"
-    if lock is not None:
+    runs = [each for each in journal.all_of(directory) if each.open]
+    under_way = any(each.header.verb not in apply.TIDIES for each in runs)
+    drift: tuple[str, ...] | None = None
+    unchecked = "there is no lock"
+    if lock is not None and unapplied.standing(spec, lock, control, directory, retained=kept, now=at):
+        drift, unchecked = () if under_way else (_UNAPPLIED,), ""
+    elif lock is not None:
         try:
             report = verify.check(spec, lock, control, spec_bytes=spec_bytes, retained=kept, now=at)
         except VerificationError as other:
             unchecked = str(other)  # of a lock that is not of this specification
         else:
-            drift = tuple(f"{each.model} {each.check}" if each.model else each.check for each in report.findings)
+            found = [each for each in report.findings if not (under_way and _MOVES.match(each.check))]
+            drift = tuple(f"{each.model} {each.check}" if each.model else each.check for each in found)
             unchecked = ""
     back = history.last_verified(entries, other_than=serving.lock_id) if serving else None
     return Status(
@@ -139,7 +157,7 @@ def read(
         target=target_of(spec),
         at=rfc3339(at),
         lock_id=lock.lock_id if lock else None,
-        runs=tuple(_run(directory, each) for each in journal.all_of(directory) if each.open),
+        runs=tuple(_run(directory, each) for each in runs),
         models={name: _model(spec, name, control, kept) for name in spec.models},
         last_verified=serving.as_dict() if serving else None,
         back_to=back.lock_id if back else None,
@@ -166,7 +184,7 @@ def _run(directory: Path, each: Journal) -> OpenRun:
     working = _working(directory)
     go_on = "wait for it" if working else f"medport deploy {verb}; to tidy up instead: medport deploy sweep"
     if verb == "apply" and not working:
-        go_on = "medport deploy apply or promote, with the same plan; to go back: medport deploy rollback"
+        go_on = f"{_apply(directory, each)} or medport deploy promote; to go back: medport deploy rollback"
     return OpenRun(
         verb=verb,
         lock_id=each.header.lock_id,
@@ -180,19 +198,29 @@ def _run(directory: Path, each: Journal) -> OpenRun:
     )
 
 
+def _apply(directory: Path, run: Journal) -> str:
+    """The command that goes on with an apply: of the last plan, or of the one that was kept when it began."""
+    sha256 = run.header.plan_sha256
+    kept = kept_file(directory, sha256)
+    with suppress(OSError, ConfigError):
+        if hashlib.sha256(state_files.read(directory / PLAN_NAME)).hexdigest() == sha256:
+            return "medport deploy apply"
+    return f"medport deploy apply {shlex.quote(str(kept))}" if kept.exists() else "medport deploy apply PLAN"
+
+
 def _working(directory: Path) -> bool:
     """Whether the process that last held the deployment's lock is alive.
 
     Taking the lock to see would be in the way of a run that begins.
     """
     try:
-        said = json.loads((directory / "run.lock").read_bytes())
+        said = json.loads(state_files.read(directory / "run.lock"))
         if said["host"] != socket.gethostname():
             return False
         os.kill(int(said["pid"]), 0)
     except PermissionError:
         return True
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    except (OSError, ConfigError, ValueError, KeyError, TypeError, OverflowError):
         return False
     return True
 
@@ -260,6 +288,8 @@ def _end_lines(status: Status) -> Iterator[str]:
         yield f"back to    lock {status.back_to[:12]}: medport deploy rollback"
     if status.drift is None:
         yield f"drift      not looked for: {status.unchecked}"
+    elif status.drift == (_UNAPPLIED,):
+        yield "drift      none but that the lock of now is not applied: medport deploy plan, then apply"
     else:
         found = ", ".join(status.drift)
         yield f"drift      {found}: medport deploy verify" if found else "drift      none (no requests were sent)"

@@ -57,7 +57,7 @@ def rows(
         found += [endpoint]
         version = _version(lock, name, state, how_long)
         found += [version.row]
-        wanted = diff_fleets.Wanted.of(spec, lock, name, version.version_id)
+        wanted = diff_fleets.Wanted.of(spec, lock, name, version.version_id, verified=version.verified)
         found += diff_fleets.rows(wanted, state.endpoint, gone=gone, estimates=how_long, retained=retained)
     found += [_leftover(each) for each in reality.leftovers]
     return tuple(found)
@@ -68,6 +68,8 @@ class _Versioned:
     row: Row
     version_id: str | None
     """Of the version that is there; ``None``: it will be uploaded."""
+    verified: bool = False
+    """Whether it is called good."""
 
 
 def version_of(state: ModelState, lock: Lock) -> Version | None:
@@ -86,7 +88,8 @@ def _version(lock: Lock, name: str, state: ModelState, how_long: Estimates) -> _
         before = _pins(found.pins)
         wrong = [key for key, value in wanted.items() if before.get(key) != value]
         if not wrong:
-            return _Versioned(Row(address, "none"), found.version_id)
+            good = names.good_alias(lock.lock_id) in found.aliases
+            return _Versioned(Row(address, "none"), found.version_id, verified=good)
         why = f"version {found.version_id} bears this lock's name and says something else: medport deploy sweep"
         told = {key: before[key] for key in wrong if key in before}
         row = Row(address, "replace", told, {key: wanted[key] for key in wrong}, why, blocked=True)

@@ -34,9 +34,11 @@ class Wanted:
     replicas: dict[str, int]
     """What can be changed in place."""
     rollout: Rollout
+    verified: bool = False
+    """Whether its version is called good."""
 
     @classmethod
-    def of(cls, spec: Spec, lock: Lock, name: str, version_id: str | None) -> Self:
+    def of(cls, spec: Spec, lock: Lock, name: str, version_id: str | None, *, verified: bool = False) -> Self:
         """From the specification."""
         model = spec.models[name]
         return cls(
@@ -57,6 +59,7 @@ class Wanted:
                 "required": model.replicas.required or model.replicas.min,
             },
             rollout=spec.rollout,
+            verified=verified,
         )
 
     def stands(self, fleets: Sequence[Fleet], traffic: dict[str, int]) -> Fleet | None:
@@ -64,10 +67,20 @@ class Wanted:
         same = [
             each
             for each in fleets
-            if (each.model_id, each.version_id) == (self.model_id, self.version_id)
+            if not each.elsewhere
+            and (each.model_id, each.version_id) == (self.model_id, self.version_id)
             and machine_of(each) == self.machine
         ]
         return max(same, key=lambda each: traffic.get(each.id, 0), default=None)
+
+    def untried(self, standing: Fleet, fleets: Sequence[Fleet], traffic: Mapping[str, int]) -> bool:
+        """Whether a fleet that is this one takes over from others and was never verified, as far as can be seen.
+
+        That a version is called good says so of one of its fleets, and where another one serves it may be that.
+        """
+        serving = [each for each in fleets if each is not standing and traffic.get(each.id)]
+        same = any((each.model_id, each.version_id) == (self.model_id, self.version_id) for each in serving)
+        return self.rollout.strategy == "canary" and bool(serving) and (same or not self.verified)
 
     def new_id(self, fleets: Sequence[Fleet]) -> str:
         """The id that a new fleet gets: of the lock and the model, and not in use."""
@@ -126,7 +139,8 @@ def rows(
     if standing is not None:
         found = [_replicas(wanted, standing, estimates)]
         if traffic != {standing.id: 100}:
-            found.append(_traffic(wanted, traffic, standing.id, estimates))
+            untried = wanted.untried(standing, fleets, traffic)
+            found.append(_traffic(wanted, traffic, standing.id, estimates, beside=untried, untried=untried))
         return [*found, *(old(each) for each in fleets if each is not standing)]
     new = wanted.new_id(fleets)
     previous = _previous(wanted, fleets, traffic)
@@ -214,11 +228,13 @@ def _traffic(
     *,
     beside: bool = False,
     watched: bool = False,
+    untried: bool = False,
 ) -> Row:
     """The row of a split.
 
     Args:
         beside: the fleet is new and takes over from others in steps, if they have traffic.
+        untried: it stands already; it gives back what traffic it has, and begins as a new one does.
         watched: it gets all at once, and is watched then for as long as a step is.
     """
     address, rollout = f"traffic.{wanted.name}", wanted.rollout
@@ -232,7 +248,10 @@ def _traffic(
     steps = " → ".join(f"{share} %" for share in rollout.steps)
     why = f"{steps}, {words(rollout.bake_s)} each"
     seconds = len(rollout.steps) * (rollout.bake_s + estimates.traffic)
-    return Row(address, "traffic", before, after, why, duration_s=seconds)
+    if untried:
+        first = f"has {before[to]} % and was never verified: 0 %" if before.get(to) else "was never verified"
+        why = f"it {first}{' → ' if before.get(to) else ': '}{why}"
+    return Row(address, "traffic", before, after, why, duration_s=seconds, untried=untried)
 
 
 def _old(

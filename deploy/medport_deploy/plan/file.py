@@ -2,6 +2,9 @@
 
 JSON, readable by its owner alone. It says by which medport it was made and of what; ``load`` takes it only where
 all of that is still so. Terraform's own plan lies beside it, bound by its sha256.
+
+Its sha256 finds accidents and is no signature: whoever may write the file may write the sum too, and with it what
+``apply`` does. So may whoever writes in the deployment's state.
 """
 
 from __future__ import annotations
@@ -19,13 +22,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from medport.errors import ConfigError, PreconditionFailed
 from medport.lock import Lock
+from medport_deploy import state_files
 from medport_deploy.plan.making import LEFTOVERS, Inputs, Plan
 from medport_deploy.plan.reality import Reality, fingerprint
 
 FORM = "medport-plan"
 VERSION = 1
+PLAN_NAME = "plan.json"
+"""Of the file of a plan in a deployment's directory."""
 TERRAFORM_SUFFIX = ".tfplan"
 _MAX_BYTES = 32 * 2**20
+_FIRST = "make one: medport deploy plan"
 _AGAIN = "plan again: medport deploy plan"
 _PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
 
@@ -44,6 +51,16 @@ class Saved:
 def terraform_file(path: Path) -> Path:
     """Where Terraform's plan lies that belongs to the plan in ``path``."""
     return path.with_name(path.name + TERRAFORM_SUFFIX)
+
+
+def kept_file(directory: Path, sha256: str) -> Path:
+    """Where a copy of a plan lies while its run is open.
+
+    Args:
+        directory: of the deployment, as ``apply.directory_of`` gives it.
+        sha256: of the plan's file.
+    """
+    return directory / "runs" / sha256 / PLAN_NAME
 
 
 def save(path: Path, plan: Plan) -> Saved:
@@ -87,11 +104,12 @@ def read(path: Path, *, medport: str) -> Saved:
         PreconditionFailed: another medport made it, it was changed, or Terraform's plan beside it is another one.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        data = state_files.read(path, _MAX_BYTES + 1)
     except OSError as fault:
         raise ConfigError(
-            f"{path.name} cannot be read ({os.strerror(fault.errno or 0)})", field="plan", remedy=_AGAIN
+            f"{path.name} cannot be read ({os.strerror(fault.errno or 0)})",
+            field="plan",
+            remedy=_FIRST if isinstance(fault, FileNotFoundError) else _AGAIN,
         ) from fault
     whole = _whole(path, data)
     check_maker(str(whole.get("medport")), medport)
@@ -168,7 +186,7 @@ def _terraform(path: Path, inputs: Inputs) -> Path | None:
         return None
     file = terraform_file(path)
     try:
-        present = hashlib.sha256(file.read_bytes()).hexdigest()
+        present = hashlib.sha256(state_files.read(file)).hexdigest()
     except FileNotFoundError:
         return None
     except OSError as fault:

@@ -50,6 +50,10 @@ class Fleet:
     service_account: str | None = None
     available: int | None = None
     """Replicas that are up; ``None``: the target does not say."""
+    elsewhere: str = ""
+    """The Model's whole name, if it is of another project or location than the endpoint."""
+    unasked: Mapping[str, Any] = field(default_factory=dict)
+    """What medport never sets, by the API's names: other weights, other machines, other logs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,8 @@ class EndpointState:
     kms_key_name: str | None = None
     private: bool = False
     allowed_projects: tuple[str, ...] = ()
+    logs_requests: bool = False
+    """Requests and answers are written to BigQuery, patients' data with them."""
     traffic: Mapping[str, int] = field(default_factory=dict)
     """Deployed model id → percent; without shares of zero."""
     fleets: tuple[Fleet, ...] = ()
@@ -142,7 +148,8 @@ def endpoint_state(said: Mapping[str, Any]) -> EndpointState:
         private=bool(private.get("enablePrivateServiceConnect", False)),
         allowed_projects=tuple(private.get("projectAllowlist", ())),
         traffic={id_: int(share) for id_, share in split.items() if int(share)},
-        fleets=tuple(_fleet(each) for each in said.get("deployedModels", ())),
+        fleets=tuple(_fleet(each, said.get("name", "")) for each in said.get("deployedModels", ())),
+        logs_requests=bool(said.get("predictRequestResponseLoggingConfig", {}).get("enabled")),
     )
 
 
@@ -175,11 +182,25 @@ def _model(plane: Reads, spec: Spec, name: str) -> ModelState:
     return ModelState(endpoint, tuple(found))
 
 
-def _fleet(said: Mapping[str, Any]) -> Fleet:
+_UNASKED = (
+    "checkpointId", "speculativeDecodingSpec", "explanationSpec", "enableAccessLogging", "disableContainerLogging",
+    "fasterDeploymentConfig", "automaticResources", "sharedResources", "spot", "gpuPartitionSize", "tpuTopology",
+    "autoscalingMetricSpecs", "reservationAffinity",
+)  # fmt: skip
+
+
+_NO_RESERVATION = {"reservationAffinityType": "NO_RESERVATION"}
+"""What a server may say of a machine of which nothing was asked."""
+
+
+def _fleet(said: Mapping[str, Any], endpoint: str) -> Fleet:
     resources = said.get("dedicatedResources", {})
     machine = resources.get("machineSpec", {})
     model_id, _, from_name = _last(said.get("model", "")).partition("@")
-    least = int(resources.get("minReplicaCount", 1))
+    place = endpoint.rpartition("/endpoints/")[0]
+    at_home = said.get("model", "").rpartition("/models/")[0] == place
+    # proto3 JSON leaves zero out: a fleet that may go to none.
+    least = int(resources.get("minReplicaCount", 0 if resources else 1))
     accelerator = machine.get("acceleratorType")
     # proto3 JSON leaves zero out, so only a status that is missing says nothing.
     status = said.get("status")
@@ -196,6 +217,13 @@ def _fleet(said: Mapping[str, Any]) -> Fleet:
         max=int(resources.get("maxReplicaCount", least)) or least,
         required=int(required) if required else None,
         service_account=said.get("serviceAccount") or None,
+        elsewhere="" if at_home else said.get("model", ""),
+        unasked={
+            key: each[key]
+            for each in (said, resources, machine)
+            for key in _UNASKED
+            if each.get(key) and each[key] != _NO_RESERVATION
+        },
         available=None if status is None else int(status.get("availableReplicaCount", 0)),
     )
 

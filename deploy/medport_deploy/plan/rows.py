@@ -30,6 +30,8 @@ class Row:
     """An estimate."""
     blocked: bool = False
     """Whether medport cannot do it: ``why`` says who can."""
+    untried: bool = False
+    """Of a split: whether the fleet that is to get all stands and was never verified, so that it begins at 0 %."""
 
     @property
     def changes(self) -> bool:

@@ -77,7 +77,9 @@ def run(
     interrupts = interrupts or Interrupts()
     with run_lock.held(directory, header.verb), interrupts.listening():
         still_so()
-        earlier = [each for each in journal.all_of(directory) if each.open]
+        damaged: set[Path] = set()
+        pass_over = (lambda fault: damaged.add(fault.path)) if header.verb in TIDIES else None
+        earlier = [each for each in journal.all_of(directory, on_damage=pass_over) if each.open]
         at, resumed = _journal(header, directory, earlier, on_journal_line)
         done, skipped = _all(todo, at, control, interrupts, on_event, back_on_failure)
         if not leave_open:
@@ -87,6 +89,8 @@ def run(
                 if each.path != at.path:
                     each.reopen()
                     each.end("swept")
+            for path in damaged:
+                journal.set_aside(path)
     return Report(at.path, resumed, done, skipped)
 
 

@@ -8,7 +8,7 @@ Source: Google Cloud's documentation of Cloud KMS, Service Usage, IAM, Cloud Sto
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medport_deploy.control.plane import ControlPlane, last, split_of
 from medport_deploy.run import inventory, sweep, vertex_removal
@@ -62,7 +62,7 @@ def steps(control: ControlPlane, deployment: str, journals: Sequence[Journal]) -
             gone |= {name.partition("/")[2] for name in named if name.startswith(f"{endpoint_id}/")}
         # Those with traffic last, so that as few splits as can be are written.
         undeploy += [
-            vertex_removal.undeployed(control, endpoint_id, id_, prefer=others)
+            _undeployed(control, endpoint_id, id_, others, split.get(id_, 0))
             for id_ in sorted(gone, key=lambda each: (split.get(each, 0), each))
         ]
         if ours and not others:
@@ -76,6 +76,11 @@ def steps(control: ControlPlane, deployment: str, journals: Sequence[Journal]) -
         *(vertex_removal.model_deleted(control, model) for model in _models(there, journals)),
         *endpoints,
     ]
+
+
+def _undeployed(control: ControlPlane, endpoint_id: str, id_: str, others: set[str], percent: int) -> Step:
+    step = vertex_removal.undeployed(control, endpoint_id, id_, prefer=others)
+    return replace(step, title=f"{step.title}: {percent} % of the traffic") if percent else step
 
 
 def _models(there: inventory.Inventory, journals: Sequence[Journal]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,16 +36,19 @@ class Inventory:
 def read(control: ControlPlane, deployment: str, journals: Sequence[Journal]) -> Inventory:
     """Look at everything that is there of a deployment."""
     label = {DEPLOYMENT_LABEL: deployment}
-    endpoints = {last(each["name"]): each for each in control.list_endpoints(label)}
+    listed = {last(each["name"]) for each in control.list_endpoints(label)}
     models = {last(each["name"]).partition("@")[0] for each in control.list_models(label)}
     for kind, name in named(journals):
-        if kind in ("endpoint", "deployed_model") and (id_ := name.partition("/")[0]) not in endpoints:
-            try:
-                endpoints[id_] = control.get_endpoint(id_)
-            except NotFound:
-                endpoints.pop(id_, None)
+        if kind in ("endpoint", "deployed_model"):
+            listed.add(name.partition("/")[0])
         elif kind == "version":
             models.add(name.partition("@")[0])
+    # What is under way is read before what is there, or what ends in between were in neither.
+    pending = _pending(control, listed, models)
+    endpoints: dict[str, Json] = {}
+    for id_ in sorted(listed):
+        with suppress(NotFound):
+            endpoints[id_] = control.get_endpoint(id_)
     versions: dict[str, list[Json]] = {}
     for model in sorted(models):
         try:
@@ -55,7 +59,7 @@ def read(control: ControlPlane, deployment: str, journals: Sequence[Journal]) ->
             ]
         except NotFound:
             continue
-    return Inventory(endpoints, versions, _pending(control, journals, endpoints, models))
+    return Inventory(endpoints, versions, pending)
 
 
 def named(journals: Sequence[Journal]) -> list[tuple[str, str]]:
@@ -63,11 +67,7 @@ def named(journals: Sequence[Journal]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((record.kind, record.name) for each in journals for record in each.touched()))
 
 
-def _pending(
-    control: ControlPlane, journals: Sequence[Journal], endpoints: dict[str, Json], models: set[str]
-) -> dict[str, list[str]]:
+def _pending(control: ControlPlane, endpoints: set[str], models: set[str]) -> dict[str, list[str]]:
     resources = {f"endpoints/{each}" for each in endpoints} | {f"models/{each}" for each in models}
-    # An endpoint that is being made is in no list yet.
-    resources |= {f"endpoints/{name}" for kind, name in named(journals) if kind == "endpoint"}
     found = {each: control.pending(f"{control.parent}/{each}") for each in sorted(resources)}
     return {each: [str(operation["name"]) for operation in some] for each, some in found.items() if some}

@@ -9,11 +9,13 @@ No line holds a credential, a variable's value or what a resource contains.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any, Literal, Self
 
 from medport.errors import ConfigError
 from medport.wire.vertex import rfc3339
+from medport_deploy import state_files
 
 Json = dict[str, Any]
 State = Literal["before", "running", "done", "skipped", "failed", "undoing", "undone", "not undone"]
@@ -78,6 +81,22 @@ class Record:
     """Why, in words of ours; of ``failed`` and ``not undone``."""
 
 
+class Damaged(ConfigError):
+    """A line of a journal cannot be understood.
+
+    Args:
+        path: of the journal.
+    """
+
+    def __init__(self, path: Path, fault: str) -> None:
+        super().__init__(
+            f"{path.name} {fault}",
+            field="journal",
+            remedy="medport deploy sweep: it passes over that line and finds by labels what it does not name",
+        )
+        self.path = path
+
+
 @dataclass(slots=True)
 class Journal:
     """One run's file.
@@ -100,7 +119,7 @@ class Journal:
         """Begin a run. Raises ``ConfigError`` if it cannot be written."""
         path = directory / f"{header.verb}-{header.run}.jsonl"
         try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            state_files.make_directory(directory)
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except OSError as fault:
             raise _unwritable(path, fault) from fault
@@ -110,36 +129,32 @@ class Journal:
         return journal
 
     @classmethod
-    def read(cls, path: Path) -> Self | None:
+    def read(cls, path: Path, *, on_damage: Callable[[Damaged], None] | None = None) -> Self | None:
         """A run that was; ``None`` if not even its first line is whole, as then it has done nothing.
 
+        Args:
+            on_damage: is told of each line that is damaged, which is passed over then.
+
         Raises:
+            Damaged: its first line is; or another one, and there is no ``on_damage``.
             ConfigError: it cannot be read, or another version of medport wrote it in another form.
         """
         try:
-            text = path.read_text(encoding="utf-8", errors="replace")
+            text = state_files.read(path).decode(errors="replace")
         except OSError as fault:
             raise _broken(path, f"cannot be read ({os.strerror(fault.errno or 0)})") from fault
         # What follows the last line's end was cut off while it was being written.
         lines = text.split("\n")[:-1]
         if not lines:
             return None
-        said = [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
-        if said[0].get("format") != FORMAT:
-            raise _broken(
-                path, "has the form of another version of medport", "use that version to go on or to sweep"
-            )
-        known = {each.name for each in fields(Header)}
-        try:
-            header = Header(**{key: value for key, value in said[0].items() if key in known})
-            journal = cls(path, header, [])
-            for line in said[1:]:
-                if "ended" in line:
-                    journal.ended = line["ended"]
-                elif "step" in line:
-                    journal.records.append(Record(**line))
-        except TypeError as fault:
-            raise _broken(path, "holds a line that is no record") from fault
+        journal = cls(path, _header(path, lines[0]), [])
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                journal._take(number, line)
+            except Damaged as damage:
+                if on_damage is None:
+                    raise
+                on_damage(damage)
         return journal
 
     @property
@@ -200,14 +215,41 @@ class Journal:
                 first.setdefault(record.step, record)
         return list(first.values())
 
+    def _take(self, number: int, line: str) -> None:
+        """What one line says. Raises ``Damaged``."""
+        said = _parsed(self.path, number, line)
+        if "ended" in said:
+            if not isinstance(said["ended"], str):
+                raise Damaged(self.path, f"is damaged in line {number}")
+            self.ended = said["ended"]
+        elif "step" in said:
+            try:
+                record = Record(**said)
+            except TypeError as fault:
+                raise Damaged(self.path, "holds a line that is no record") from fault
+            texts = (record.step, record.kind, record.name, record.state, record.at)
+            others = (each for each in (record.operation, record.error) if each is not None)
+            if not all(isinstance(each, str) for each in (*texts, *others)):
+                raise Damaged(self.path, f"is damaged in line {number}")
+            if record.was is not None and not isinstance(record.was, dict):
+                raise Damaged(self.path, f"is damaged in line {number}")
+            self.records.append(record)
+
     def _append(self, line: Mapping[str, Any]) -> None:
         self.on_line(dict(line), False)
         data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+            end = os.fstat(handle).st_size
             try:
-                os.write(handle, data)
+                # A disk that is nearly full takes the beginning of a line and says nothing.
+                if os.write(handle, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(handle)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(handle, end)  # or the next line would be glued to it
+                raise
             finally:
                 os.close(handle)
         except OSError as fault:
@@ -215,19 +257,50 @@ class Journal:
         self.on_line(dict(line), True)
 
 
-def all_of(directory: Path) -> list[Journal]:
-    """The runs of a deployment, the oldest first."""
-    found: Iterable[Journal | None] = (Journal.read(path) for path in directory.glob("*-*.jsonl"))
-    return sorted((each for each in found if each is not None), key=lambda each: each.header.run)
+def all_of(directory: Path, *, on_damage: Callable[[Damaged], None] | None = None) -> list[Journal]:
+    """The runs of a deployment, the oldest first. A journal without a first line that can be read is passed over
+    as a line is. Args and Raises as of ``Journal.read``."""
+    found: list[Journal] = []
+    for path in directory.glob("*-*.jsonl"):
+        try:
+            if (journal := Journal.read(path, on_damage=on_damage)) is not None:
+                found.append(journal)
+        except Damaged as damage:
+            if on_damage is None:
+                raise
+            on_damage(damage)
+    return sorted(found, key=lambda each: each.header.run)
+
+
+def set_aside(path: Path) -> None:
+    """Take a damaged journal out of the way of later runs; it stays to be looked at. Raises ``ConfigError``."""
+    try:
+        path.rename(path.with_name(f"{path.name}.damaged"))
+    except OSError as fault:
+        raise _unwritable(path, fault) from fault
+
+
+def _header(path: Path, line: str) -> Header:
+    said = _parsed(path, 1, line)
+    if said.get("format") != FORMAT:
+        raise _broken(path, "has the form of another version of medport", "use that version to go on or to sweep")
+    try:
+        header = Header(**{each.name: said[each.name] for each in fields(Header) if each.name in said})
+    except TypeError as fault:
+        raise Damaged(path, "holds a line that is no record") from fault
+    kinds = {each.name: int if each.type == "int" else str for each in fields(Header)}
+    if not all(isinstance(getattr(header, name), kind) for name, kind in kinds.items()):
+        raise Damaged(path, "is damaged in line 1")
+    return header
 
 
 def _parsed(path: Path, number: int, line: str) -> Json:
     try:
         said = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
-        raise _broken(path, f"is damaged in line {number}")
+        raise Damaged(path, f"is damaged in line {number}")
     return said
 
 
@@ -243,12 +316,8 @@ def _now() -> str:
     return rfc3339(datetime.now(UTC))
 
 
-def _broken(path: Path, fault: str, remedy: str | None = None) -> ConfigError:
-    return ConfigError(
-        f"{path.name} {fault}",
-        field="journal",
-        remedy=remedy or "look at it by hand; medport deploy sweep finds by labels what it does not name",
-    )
+def _broken(path: Path, fault: str, remedy: str = "see who may read it") -> ConfigError:
+    return ConfigError(f"{path.name} {fault}", field="journal", remedy=remedy)
 
 
 def _unwritable(path: Path, fault: OSError) -> ConfigError:

@@ -7,7 +7,7 @@ stood, the split first.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +54,13 @@ class Rollout:
 
     @property
     def in_steps(self) -> bool:
-        """Whether a new fleet takes over from others in shares of the traffic; only that can be held."""
-        return self.fleet.action == "create" and self.split is not None and bool(self.split.before)
+        """Whether a fleet takes over from others in shares of the traffic; only that can be held.
+
+        That is a new one, or one that stands and was never verified.
+        """
+        if self.split is None or not self._others:
+            return False
+        return self.fleet.action == "create" or self.split.untried
 
     @property
     def judged(self) -> bool:
@@ -75,14 +80,19 @@ class Rollout:
         if self.fleet.action == "create":
             return [self._deploy(), *self._all_to_it(), *self._tried(0.0)]
         if self.fleet.action == "replace":
-            return [*self._baseline(), *self._replace(), *self._all_to_it(), *self._tried(watch_s)]
+            baseline = self._baseline()
+            tried = self._tried(watch_s, beside=bool(baseline))
+            return [*baseline, *self._replace(), *self._all_to_it(), *tried]
         found = [self._deploy()]
         if self.fleet.action == "update":
             found.append(self._replicas())
         return [*found, *self._all_to_it(), *(self._tried(0.0) if self.judged else [])]
 
     def _canary(self, hold: int | None, watch_s: float) -> list[Step]:
-        found = [self._deploy(), *self._straight()]
+        found = [*self._withdrawn(), self._deploy()]
+        if self.fleet.action == "update":
+            found.append(self._replicas())
+        found += self._straight()
         shares = [share for share in self.spec.rollout.steps if hold is None or share <= hold]
         if shares:
             found += self._baseline()
@@ -90,13 +100,29 @@ class Rollout:
             found.append(vertex_steps.traffic(self.control, self.endpoint_id, self._at(share)))
             if share == self.spec.rollout.steps[0]:
                 found += self._smoke()
-            found += self._gate(share, watch_s)
+            elif share == 100:
+                # Gates send neither streams nor files, and what was well at the first share need not be now.
+                found += self._smoke(f" at {share} %")
+            found += self._gate(share, watch_s, beside=True)
         return found
 
     def _at(self, share: int) -> dict[str, int]:
         """The split at a share: the others keep their proportions."""
-        before = dict(self.split.before) if self.split is not None else {}
-        return {**split_math.scaled(before, 100 - share), self.id_: share}
+        return {**split_math.scaled(self._others, 100 - share), self.id_: share}
+
+    @property
+    def _others(self) -> dict[str, int]:
+        """The shares of those that have traffic besides the fleet that is wanted."""
+        before = self.split.before if self.split is not None else {}
+        return {id_: share for id_, share in before.items() if id_ != self.id_}
+
+    def _withdrawn(self) -> list[Step]:
+        """What nobody has tried gives back the traffic that it has; the rest of the run goes back to this."""
+        if self.split is None or not self.split.before.get(self.id_):
+            return []
+        step = vertex_steps.traffic(self.control, self.endpoint_id, split_math.scaled(self._others, 100))
+        title = f"take its traffic from {self.id_}, which was never verified"
+        return [replace(step, kind="withdrawal", title=title, undo=None)]
 
     def _deploy(self) -> Step:
         return vertex_steps.deployed_model(
@@ -126,8 +152,8 @@ class Rollout:
             return []
         return [vertex_steps.traffic(self.control, self.endpoint_id, {self.id_: 100})]
 
-    def _tried(self, watch_s: float) -> list[Step]:
-        return [*self._smoke(), *self._gate(100, watch_s)]
+    def _tried(self, watch_s: float, *, beside: bool = False) -> list[Step]:
+        return [*self._smoke(), *self._gate(100, watch_s, beside=beside)]
 
     def _straight(self) -> list[Step]:
         if (trial := self.trial) is None:
@@ -150,24 +176,24 @@ class Rollout:
             )
         ]
 
-    def _smoke(self) -> list[Step]:
+    def _smoke(self, when: str = "") -> list[Step]:
         if (trial := self.trial) is None:
             return []
-        title = f"smoke test of {self.id_}"
+        title = f"smoke test of {self.id_}{when}"
         return [
             _judges(
                 "smoke",
-                f"{self.endpoint_id}/{self.id_}",
+                f"{self.endpoint_id}/{self.id_}{when}",
                 title,
                 lambda doing: trial.smoke(self.name, self.id_, sleep=doing.sleep),
             )
         ]
 
-    def _gate(self, share: int, watch_s: float) -> list[Step]:
+    def _gate(self, share: int, watch_s: float, *, beside: bool) -> list[Step]:
         if self.trial is None:
             return []
         name = f"{self.endpoint_id}/{self.id_} at {share} %"
-        gate = partial(_gated, self.trial, self.name, self.id_, share, watch_s)
+        gate = partial(_gated, self.trial, self.name, self.id_, share, beside, watch_s)
         return [_judges("gate", name, f"gates of {self.name} at {share} %", gate)]
 
     def _body(self) -> Json:
@@ -200,8 +226,8 @@ def _resources(model: Model) -> Json:
     return {"machineSpec": machine, **counts}
 
 
-def _gated(trial: Trial, name: str, id_: str, share: int, watch_s: float, doing: Doing) -> None:
-    trial.gate(name, id_, share, watch_s=watch_s, sleep=doing.sleep)
+def _gated(trial: Trial, name: str, id_: str, share: int, beside: bool, watch_s: float, doing: Doing) -> None:
+    trial.gate(name, id_, share, beside=beside, watch_s=watch_s, sleep=doing.sleep)
 
 
 def _judges(kind: str, name: str, title: str, do: Callable[[Doing], None]) -> Step:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from medport.errors import ConfigError, Conflict
 from medport.wire.vertex import rfc3339
+from medport_deploy import state_files
 
 _NAME = "run.lock"
 
@@ -33,8 +34,8 @@ def held(directory: Path, verb: str) -> Iterator[None]:
         ConfigError: the directory cannot be written.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(directory / _NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        state_files.make_directory(directory)
+        handle = os.open(directory / _NAME, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o600)
     except OSError as fault:
         raise ConfigError(
             f"{directory.name} cannot be written ({os.strerror(fault.errno or 0)})",
@@ -42,6 +43,7 @@ def held(directory: Path, verb: str) -> Iterator[None]:
             remedy="give another place",
         ) from fault
     try:
+        state_files.require_regular(handle, directory / _NAME)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as taken:

@@ -4,7 +4,7 @@ verified, is touched. What is found is listed first; ``steps`` gives what ``appl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from medport_deploy.control.plane import ControlPlane, last, split_of
@@ -78,13 +78,15 @@ def find(
     Args:
         journals: of ``journal.all_of``, the oldest first.
         keep: more that is to stay, such as an old fleet that is retained; what the last finished run made stays
-            anyway, and so does what was verified.
+            anyway, and so do what was verified and what has traffic without a run of this directory.
         unproven: ``MODEL@ALIAS`` of aliases that call a version good and count for nothing: a run gave them that
             did not come to its verification.
         retired: ids of endpoints that go with all that is medport's on them, verified or not.
     """
     keep = (active(journals) | (keep or Keep())).without(retired)
     there = inventory.read(control, deployment, journals)
+    keep |= Keep(deployed=frozenset(_of_elsewhere(there, journals, retired)))
+    keep |= Keep(versions=frozenset(_versions_of(there, keep.deployed)))
     good = {
         f"{model}@{each['versionId']}"
         for model, versions in there.versions.items()
@@ -168,6 +170,24 @@ def _deployed(
                 Leftover("deployed_model", f"{endpoint_id}/{id_}", ids[id_], split.get(id_, 0), step=step)
             )
     return found
+
+
+def _of_elsewhere(there: Inventory, journals: Sequence[Journal], retired: Collection[str]) -> Iterator[str]:
+    """Fleets that have traffic and that no run of this directory made: one of another may hold them."""
+    named = {name for kind, name in inventory.named(journals) if kind == "deployed_model"}
+    for endpoint_id, endpoint in there.endpoints.items():
+        if endpoint_id in retired:
+            continue
+        for id_ in split_of(endpoint):
+            if f"{endpoint_id}/{id_}" not in named:
+                yield f"{endpoint_id}/{id_}"
+
+
+def _versions_of(there: Inventory, deployed: Collection[str]) -> Iterator[str]:
+    for endpoint_id, endpoint in there.endpoints.items():
+        for each in endpoint.get("deployedModels", []):
+            if f"{endpoint_id}/{each['id']}" in deployed:
+                yield f"{last(each.get('model', '')).partition('@')[0]}@{each.get('modelVersionId', '')}"
 
 
 def _versions(

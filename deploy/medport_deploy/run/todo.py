@@ -83,6 +83,17 @@ def steps(job: Job, *, hold: int | None = None, hurry: bool = False) -> list[Ste
     return [*found, *_good(job, parts), _recorded(job), *_last(job, parts)]
 
 
+def new_fleets(job: Job) -> dict[str, tuple[str, str]]:
+    """Fleets that come up beside what serves: their ids, and the keys of the steps that upload and deploy them."""
+    rows = {row.address: row for row in job.plan.rows}
+    parts = [_part(job, name, rows) for name in job.spec.models]
+    return {
+        part.id_: (_version(job, part.name).key, f"deployed_model {part.endpoint_id}/{part.id_}")
+        for part in parts
+        if part.in_steps and part.fleet.action == "create"
+    }
+
+
 def _check_hold(hold: int, parts: list[Rollout]) -> None:
     if not 0 <= hold <= 100:
         raise InputError(f"{hold} is no share in per cent", field="hold", remedy="give 0 to 100")

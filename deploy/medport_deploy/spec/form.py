@@ -66,7 +66,8 @@ class Target(Part):
     project: ProjectId
     location: Location
     url: Url | None = None
-    """Base URL of the control plane, without ``/v1``; Google's regional one if none."""
+    """Base URL of the control plane, without ``/v1``; Google's regional one if none. A local one is called
+    through no proxy, whatever the environment says: by control calls, trials and Terraform alike."""
     ca_file: str | None = None
     """PEM file of who signed the control plane's certificate."""
     auth: Auth = Auth()

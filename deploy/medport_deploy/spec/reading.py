@@ -57,6 +57,7 @@ __all__ = [
     "TerraformRoot",
     "load",
     "parse",
+    "rooted",
 ]
 
 _SHOWN = 10
@@ -86,7 +87,7 @@ def load(path: str | os.PathLike[str]) -> Spec:
             data = opened.read(spec_yaml.MAX_BYTES + 1)
     except OSError as fault:
         raise ConfigError(
-            f"{file.name} cannot be read ({os.strerror(fault.errno or 0)})",
+            f"{file} cannot be read ({os.strerror(fault.errno or 0)})",
             field="spec",
             remedy="make one: medport deploy init",
         ) from fault
@@ -107,17 +108,35 @@ def parse(data: bytes, *, name: str = FILE_NAME) -> Spec:
     document = spec_yaml.parse(data, name=name)
     if not isinstance(document.value, dict):
         raise ConfigError(f"{name}:1: is no mapping", field=name, remedy="make one: medport deploy init")
+    spec: Spec | None
     try:
         spec = Spec.model_validate(document.value)
     except ValidationError as fault:
         found = [
             (tuple(each["loc"]), _said(each)) for each in fault.errors(include_url=False, include_input=False)
         ]
+        spec = None
+    if spec is None:
+        # Outside of the handler: a traceback would show the fault, and with it values, secrets among them.
         _refuse(name, document, found)
     if wrong := spec_rules.faults(spec):
         _refuse(name, document, [(each.path, each.said) for each in wrong])
     spec_rules.check_policy(spec)
     return spec
+
+
+def rooted(spec: Spec, root: Path) -> Spec:
+    """The same with the paths of its target seen from this process's directory.
+
+    Args:
+        root: where the specification is.
+    """
+    target = spec.target
+    auth = target.auth
+    if auth.credentials_file:
+        auth = auth.model_copy(update={"credentials_file": str(root / auth.credentials_file)})
+    ca_file = str(root / target.ca_file) if target.ca_file else None
+    return spec.model_copy(update={"target": target.model_copy(update={"ca_file": ca_file, "auth": auth})})
 
 
 def _refuse(name: str, document: spec_yaml.Document, found: list[tuple[spec_yaml.Path, str]]) -> NoReturn:

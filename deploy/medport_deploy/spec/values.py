@@ -90,6 +90,9 @@ def _arguments(value: list[str]) -> list[str]:
         if _OUR_ARGUMENTS.fullmatch(each):
             name = each.partition("=")[0]
             raise ValueError(f"{name} is written from the lock, is a secret, or lets a model run code")
+        name = each.partition("=")[0]
+        if ("=" in each or each.startswith("-")) and _SECRET.fullmatch(name.lstrip("-").replace("-", "_")):
+            raise ValueError(f"{name:.70} looks like a secret, and who reads the model version reads it")
     return value
 
 

@@ -77,7 +77,8 @@ def judge(limits: Limits, new: Samples, standing: Samples | None) -> list[Verdic
     """A verdict for each gate that has a limit. Too few samples are no pass.
 
     Args:
-        standing: the fleet that the new one is compared with; ``None``: there was none, and nothing drifts.
+        standing: the fleet that the new one is compared with; ``None``: there was none, and nothing drifts. Where
+            there was one and nobody knows any more what it did, do not ask.
     """
     verdicts = [_errors(limits.error_ratio, new)]
     if limits.p95_ms is not None:

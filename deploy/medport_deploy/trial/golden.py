@@ -23,6 +23,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medport.errors import ConfigError
+from medport_deploy import state_files
 from medport_deploy.trial.probing import Answer
 
 SAME_COSINE = 0.999
@@ -144,7 +145,7 @@ def write(file: Path, content: BaseModel) -> None:
         ConfigError: it cannot be written there.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state_files.make_directory(file.parent)
         handle, made = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
         try:
             with open(handle, "w", encoding="utf-8") as opened:
@@ -163,7 +164,7 @@ def _file(directory: Path, lock_id: str) -> Path:
 
 def _read(file: Path) -> _File:
     try:
-        return _File.model_validate_json(file.read_bytes())
+        return _File.model_validate_json(state_files.read(file))
     except FileNotFoundError:
         return _File()
     except OSError as fault:

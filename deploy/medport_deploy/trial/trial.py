@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from medport.errors import PreconditionFailed
 from medport.lock import Lock, LockedModel
 from medport.wire.vertex import Pins
-from medport_deploy import provenance
+from medport_deploy import provenance, state_files
 from medport_deploy.control.plane import ControlPlane, split_of
 from medport_deploy.spec.reading import Spec
 from medport_deploy.trial import gates, golden, smoke, smoke_inputs
@@ -73,10 +73,14 @@ class Trial(Protocol):
         """See what the standing fleet does, before the new one has a share."""
         ...
 
-    def gate(self, name: str, deployed_model_id: str, share: int, *, watch_s: float, sleep: Sleep) -> None:
+    def gate(
+        self, name: str, deployed_model_id: str, share: int, *, beside: bool, watch_s: float, sleep: Sleep
+    ) -> None:
         """Watch a fleet at its share, in per cent, and judge it.
 
         Args:
+            beside: it takes over from fleets that ``baseline`` saw: a drift from what that kept is judged, and if
+                it is not there any more, nothing passes.
             watch_s: for how long; 0: no longer than a few requests take.
 
         Raises:
@@ -199,9 +203,18 @@ class LiveTrial:
         )
         golden.write(self._baseline_file(name), kept)
 
-    def gate(self, name: str, deployed_model_id: str, share: int, *, watch_s: float, sleep: Sleep) -> None:
+    def gate(
+        self, name: str, deployed_model_id: str, share: int, *, beside: bool, watch_s: float, sleep: Sleep
+    ) -> None:
         """As ``Trial``."""
-        limits, standing = self._spec.rollout.gates, self._standing(name)
+        limits, standing = self._spec.rollout.gates, self._standing(name) if beside else None
+        if beside and standing is None and limits.golden_drift is not None:
+            raise GateFailed(
+                f"{name} at {share} % of the traffic: golden_drift cannot be measured:"
+                " what the standing fleet answered is not kept any more",
+                field="rollout.gates.golden_drift",
+                remedy="roll out again: medport deploy plan, then medport deploy apply",
+            )
         cases, pins = smoke_inputs.golden(self._model(name)), self._pins(name)
         pace = pace_of(len(cases), share, watch_s, self._gap_s)
         tally = Tally()
@@ -225,8 +238,6 @@ class LiveTrial:
         for each in verdicts:
             self._say(f"{name} at {share} %: {each.said}")
         gates.check(verdicts, name=name, share=share)
-        if share == 100:
-            self._forget(name)
 
     def _golden(
         self, name: str, deployed_model_id: str, *, record: bool, pause: Callable[[], None]
@@ -248,14 +259,15 @@ class LiveTrial:
             return SmokeResult("golden", "failed", said)
         if kept is None:
             golden.keep(self._directory, self._lock.lock_id, name, answers)
-            return SmokeResult("golden", "ok", f"{len(answers)} answers are kept from now on")
-        others = golden.contradictions(kept, answers)
-        said = f"{len(kept) - len(others)} of {len(kept)} answers are those that were kept of this lock"
+            said = f"no answers of this lock were kept: these {len(answers)} are from now on"
+            return SmokeResult("golden", "skipped", said)
+        others = [*golden.contradictions(kept, answers), *(each for each in answers if each not in kept)]
+        said = f"{len(answers) - len(others)} of {len(answers)} answers are those that were kept of this lock"
         return SmokeResult("golden", "failed" if others else "ok", said)
 
     def _standing(self, name: str) -> Samples | None:
         try:
-            kept = Baseline.model_validate_json(self._baseline_file(name).read_bytes())
+            kept = Baseline.model_validate_json(state_files.read(self._baseline_file(name)))
         except (OSError, ValidationError):
             return None
         if kept.lock_id != self._lock.lock_id:

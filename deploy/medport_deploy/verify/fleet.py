@@ -21,6 +21,11 @@ def endpoint(spec: Spec, lock: Lock, name: str, state: EndpointState) -> list[Ch
     The rest of an endpoint of Terraform's is in Terraform's own check.
     """
     found = [compared("endpoint", name, state.id, state.id)]
+    if state.logs_requests and spec.terraform.root:
+        said = "requests and answers are written to BigQuery; the endpoint is Terraform's: see the check terraform"
+        found.append(note("endpoint.logs_requests", name, said, True))
+    else:
+        found.append(compared("endpoint.logs_requests", name, False, state.logs_requests))
     rows = diff.rows(spec, lock, Reality({name: ModelState(state)}))
     row = next(each for each in rows if each.address == f"endpoint.{name}")
     if not row.changes:
@@ -73,6 +78,7 @@ def fleet(spec: Spec, lock: Lock, name: str, found: Fleet) -> list[Check]:
         compared("fleet.lock", name, lock.lock_id, provenance.lock_id_of_name(found.display_name)),
         *_each("fleet.machine", name, wanted.machine, diff_fleets.machine_of(found)),
         *_each("fleet.replicas", name, wanted.replicas, there),
+        compared("fleet.unasked", name, {}, dict(found.unasked)),
         _available(spec, name, found),
     ]
 

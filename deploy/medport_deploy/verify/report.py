@@ -63,6 +63,15 @@ def sign(report: Report, key_pem: bytes) -> bytes:
     return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
+def require_signing(key_pem: bytes) -> None:
+    """Refuse what ``sign`` cannot sign with, before there is anything to sign.
+
+    Raises:
+        ConfigError: it is no key of a kind that signs.
+    """
+    _private(key_pem)
+
+
 def check(data: bytes, public_pem: bytes) -> Json:
     """The report in a signed file, if that key signed it as it is.
 
@@ -80,8 +89,13 @@ def check(data: bytes, public_pem: bytes) -> Json:
     public = _public(public_pem)
     whole = _parsed(data)
     said, signature = whole.get("report"), whole.get("signature")
+    if set(whole) != {"report", "signature"}:
+        # Nobody signed the rest, and a reader could take it for part of the report.
+        raise InputError("holds more or less than a report and its signature", field="report")
     if not isinstance(said, dict) or not isinstance(signature, dict) or said.get("form") != FORM:
         raise InputError("is no signed report of medport deploy verify", field="report")
+    if set(signature) != {"algorithm", "key_sha256", "value"}:
+        raise InputError("has a signature of another form", field="report")
     try:
         value = base64.b64decode(str(signature.get("value")), validate=True)
     except ValueError:
@@ -92,6 +106,12 @@ def check(data: bytes, public_pem: bytes) -> Json:
             f"is signed by the key {told!a}, not by {ours[:12]}",
             field="report",
             remedy="give the key of whoever signed it",
+        )
+    if signature["algorithm"] != _algorithm(public):
+        raise VerificationError(
+            f"names another algorithm than that of the key, {_algorithm(public)}",
+            field="report",
+            remedy="ask for it anew",
         )
     _extras.load("cryptography", extra="deploy")
     from cryptography.exceptions import InvalidSignature

@@ -78,6 +78,8 @@ class Report:
     """Of the bytes of the specification's file."""
     checks: tuple[Check, ...]
     """In the order in which they were made."""
+    compared_with: str = ""
+    """Id of the lock that what serves was compared with, if that is not ``lock_id``, which is not applied then."""
 
     @property
     def findings(self) -> tuple[Check, ...]:
@@ -115,6 +117,7 @@ class Report:
             "made_at": self.made_at,
             "medport": self.medport,
             "lock_id": self.lock_id,
+            "compared_with": self.compared_with or self.lock_id,
             "spec_sha256": self.spec_sha256,
             "clean": not self.findings,
             "exit_code": self.exit_code,

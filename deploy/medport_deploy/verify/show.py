@@ -21,6 +21,8 @@ def lines(report: Report, *, every: bool = False) -> list[tuple[str, str]]:
         every: also what passed.
     """
     found = [(f"{report.deployment} on {report.target}, lock {report.lock_id[:12]}, at {report.made_at}", "bold")]
+    if report.compared_with:
+        found.append((f"compared with lock {report.compared_with[:12]}, which was verified last", ""))
     order = (*report.findings, *report.notes, *report.skipped, *(report.passed if every else ()))
     found += [(text, _STYLES[each.status]) for each in order for text in _check(each)]
     found += [("", ""), (summary(report), "bold")]

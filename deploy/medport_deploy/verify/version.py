@@ -18,9 +18,14 @@ from medport_deploy.verify.result import Check, compared, drift, skipped
 
 Json = dict[str, Any]
 _NEW = "upload and deploy the approved one again: undeploy this, then medport deploy plan and apply"
-_SETTINGS = ("ports", "predictRoute", "healthRoute", "sharedMemorySizeMb")
+_SETTINGS = (
+    "ports", "grpcPorts", "predictRoute", "healthRoute", "invokeRoutePrefix", "sharedMemorySizeMb",
+    "deploymentTimeout",
+    # A probe runs a command in the container.
+    "startupProbe", "healthProbe", "livenessProbe",
+)  # fmt: skip
 _CONTAINER = ("image", "command", "args", "env", "container")
-CHECKS = ("lock", *_CONTAINER, "artifact", "labels", "description", "good")
+CHECKS = ("lock", *_CONTAINER, "artifact", "explanation", "labels", "description", "good")
 """Behind ``version.``, in their order."""
 _SET, _OTHER = "(set)", "(another value)"
 
@@ -47,6 +52,8 @@ def checks(spec: Spec, lock: Lock, name: str, fleet: Fleet, served: Mapping[str,
         *_container(name, body["containerSpec"], served.get("containerSpec"), _pins_names(lock, name)),
         # Weights from elsewhere would be loaded in the place of the snapshot's.
         compared("version.artifact", name, "", served.get("artifactUri", ""), remedy=_NEW),
+        # It has the server ask the model more than its callers do, and keep what it answers.
+        compared("version.explanation", name, {}, dict(served.get("explanationSpec") or {}), remedy=_NEW),
         _labels(name, labels, there),
         compared(
             "version.description", name, body["versionDescription"], served.get("versionDescription", ""),
@@ -62,9 +69,9 @@ def checks(spec: Spec, lock: Lock, name: str, fleet: Fleet, served: Mapping[str,
 
 def _of_lock(spec: Spec, lock: Lock, name: str, fleet: Fleet, aliases: list[str]) -> Check:
     alias = names.version_alias(lock.lock_id)
-    if fleet.model_id == spec.model_id(name) and alias in aliases:
+    if not fleet.elsewhere and fleet.model_id == spec.model_id(name) and alias in aliases:
         return compared("version.lock", name, alias, alias, shown=f"{fleet.model_id}@{fleet.version_id}")
-    found = {"model": fleet.model_id, "version": fleet.version_id, "aliases": aliases}
+    found = {"model": fleet.elsewhere or fleet.model_id, "version": fleet.version_id, "aliases": aliases}
     return drift("version.lock", name, {"model": spec.model_id(name), "alias": alias}, found)
 
 
@@ -78,10 +85,27 @@ def _container(name: str, wanted: Json, there: Mapping[str, Any] | None, pins: f
     return [
         compared("version.image", name, wanted["imageUri"], there.get("imageUri", ""), remedy=_NEW),
         compared("version.command", name, [], list(there.get("command", ())), remedy=_NEW),
-        compared("version.args", name, wanted["args"], list(there.get("args", ())), remedy=_NEW),
+        _arguments(name, wanted["args"], list(there.get("args", ()))),
         _environment(name, env, found_env, pins),
         compared("version.container", name, settings, found_settings, remedy=_NEW),
     ]
+
+
+def _arguments(name: str, wanted: list[str], there: list[str]) -> Check:
+    if wanted == there:
+        return compared("version.args", name, True, True, shown=[_masked(each, _SET) for each in there])
+    found = [_masked(each, _SET if each in wanted else _OTHER) for each in there]
+    return drift("version.args", name, [_masked(each, _SET) for each in wanted], found, remedy=_NEW)
+
+
+def _masked(argument: str, word: str) -> str:
+    """An argument without its value, which may be a secret, but for the pin."""
+    name, equals, _ = argument.partition("=")
+    if name == "--revision":
+        return argument
+    if not argument.startswith("-"):
+        return word
+    return f"{name}{equals}{word}" if equals else argument
 
 
 def _environment(name: str, wanted: Mapping[str, str], there: Mapping[str, str], pins: frozenset[str]) -> Check:

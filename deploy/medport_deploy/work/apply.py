@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
-from medport.errors import Conflict, NotFound
+from medport.errors import Conflict, NotFound, PreconditionFailed
 from medport_deploy.control.plane import ControlPlane
 from medport_deploy.past import history
 from medport_deploy.past.history import Entry
@@ -21,7 +22,8 @@ def apply(deployment: Deployment, plan: Path | None = None, *, hold: int | None 
     """Do what a saved plan says; go on with it if it has begun.
 
     Args:
-        plan: its file; ``deployment.plan_file`` if none.
+        plan: its file; ``deployment.plan_file`` if none. A run of it that is open goes on as it was approved,
+            whatever the files of the specification say now.
         hold: stop at this share of the traffic, per cent, and leave the run open.
 
     Returns:
@@ -36,8 +38,11 @@ def apply(deployment: Deployment, plan: Path | None = None, *, hold: int | None 
         What the steps raise.
     """
     file = plan or deployment.plan_file
+    if (begun := _begun(deployment, file)) is not None and work_kept.has(
+        deployment.directory, begun.header.plan_sha256
+    ):
+        return gone_on(deployment, begun, hold=hold, terraform_file=plan_file.terraform_file(file))
     lock = deployment.locked()
-    begun = _begun(deployment, file)
     saved = plan_file.load(
         file,
         spec_bytes=deployment.spec_bytes,
@@ -87,28 +92,50 @@ def promote(deployment: Deployment) -> Outcome | None:
     return run_steps(deployment, steps, deployment.header("promote", before.lock_id), "finished")
 
 
-def gone_on(deployment: Deployment, run: Journal, *, hurry: bool = False) -> Outcome:
+def gone_on(
+    deployment: Deployment,
+    run: Journal,
+    *,
+    hold: int | None = None,
+    hurry: bool = False,
+    terraform_file: Path | None = None,
+) -> Outcome:
     """Go on with an open run as it was approved, whatever the files of the specification say now.
 
     Args:
+        hold: stop at this share of the traffic, per cent.
         hurry: without the rest of the times for which a share of the traffic is watched.
+        terraform_file: where Terraform's plan lies or lay.
     """
-    there, saved, terraform_file = kept_run(deployment, run)
-    return run_plan(there, saved, terraform_file, run.header, hurry=hurry)
+    there, saved, beside = kept_run(deployment, run)
+    return run_plan(there, saved, terraform_file or beside, run.header, hold=hold, hurry=hurry)
 
 
-def _begun(deployment: Deployment, file: Path) -> bool:
-    """Whether the plan in a file is that of the open run. Raises ``Conflict`` if there is one of another plan."""
+def _begun(deployment: Deployment, file: Path) -> Journal | None:
+    """The open run, if it is of the plan in a file.
+
+    Raises:
+        PreconditionFailed: the plan is of another deployment.
+        Conflict: a run of another plan is open.
+    """
     run, saved = deployment.open_run(), plan_file.read(file, medport=version())
-    if run is None:
-        return False
-    if run.header.plan_sha256 == saved.sha256:
-        return True
+    if saved.plan.deployment != deployment.spec.name:
+        raise PreconditionFailed(
+            f"the plan is of the deployment {saved.plan.deployment}, and the specification of"
+            f" {deployment.spec.name}",
+            field="plan",
+            remedy="give the specification of that deployment, -f FILE; or plan again: medport deploy plan",
+        )
+    if run is None or run.header.plan_sha256 == saved.sha256:
+        return run
+    # Whoever has planned anew is not to be given the old plan unasked.
+    kept = plan_file.kept_file(deployment.directory, run.header.plan_sha256)
+    on = f"medport deploy apply {shlex.quote(str(kept))}, or at once: " if kept.exists() else ""
     raise Conflict(
         f"the {run.header.verb} of {run.header.at}, with another plan, has not come to its end",
         field="plan",
-        remedy="go on with it: medport deploy promote; take it back: medport deploy rollback; or put away what it "
-        "left: medport deploy sweep",
+        remedy=f"go on with it: {on}medport deploy promote; take it back: medport deploy rollback; or put away "
+        "what it left: medport deploy sweep",
     )
 
 

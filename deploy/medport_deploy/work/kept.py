@@ -18,9 +18,9 @@ from pathlib import Path
 from medport import lock as locks
 from medport.errors import ConfigError, PreconditionFailed
 from medport.lock import Lock
+from medport_deploy import state_files
+from medport_deploy.plan.file import PLAN_NAME, kept_file
 from medport_deploy.spec.reading import FILE_NAME
-
-_PLAN = "plan.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,13 @@ def keep(directory: Path, plan_sha256: str, plan: bytes, spec_bytes: bytes, lock
     Raises:
         ConfigError: they cannot be written.
     """
-    place = directory / "runs" / plan_sha256
+    place = kept_file(directory, plan_sha256).parent
     try:
         if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            state_files.make_directory(place.parent)
             made = Path(tempfile.mkdtemp(prefix=".", dir=place.parent))  # mode 0700
-            for name, data in ((_PLAN, plan), (FILE_NAME, spec_bytes), (locks.FILE_NAME, lock.text().encode())):
+            files = {PLAN_NAME: plan, FILE_NAME: spec_bytes, locks.FILE_NAME: lock.text().encode()}
+            for name, data in files.items():
                 _written(made / name, data)
             made.rename(place)
     except OSError as fault:
@@ -55,7 +56,7 @@ def keep(directory: Path, plan_sha256: str, plan: bytes, spec_bytes: bytes, lock
             field="plan",
             remedy="make room or give another place",
         ) from fault
-    return place / _PLAN
+    return place / PLAN_NAME
 
 
 def load(directory: Path, plan_sha256: str) -> Kept:
@@ -65,21 +66,21 @@ def load(directory: Path, plan_sha256: str) -> Kept:
         PreconditionFailed: they are not there.
         ConfigError, VerificationError: the lock was changed.
     """
-    place = directory / "runs" / plan_sha256
+    place = kept_file(directory, plan_sha256).parent
     try:
-        spec_bytes, lock = (place / FILE_NAME).read_bytes(), (place / locks.FILE_NAME).read_bytes()
+        spec_bytes, lock = state_files.read(place / FILE_NAME), state_files.read(place / locks.FILE_NAME)
     except OSError as fault:
         raise PreconditionFailed(
             "what the open run was made of is not there any more",
             field="plan",
             remedy="put away what it left: medport deploy sweep",
         ) from fault
-    return Kept(place / _PLAN, spec_bytes, locks.parse(lock))
+    return Kept(place / PLAN_NAME, spec_bytes, locks.parse(lock))
 
 
 def has(directory: Path, plan_sha256: str) -> bool:
     """Whether those of a run are there."""
-    return (directory / "runs" / plan_sha256 / _PLAN).exists()
+    return kept_file(directory, plan_sha256).exists()
 
 
 def forget(directory: Path, but: Collection[str]) -> None:

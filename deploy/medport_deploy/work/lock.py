@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medport import lock as locks
 from medport.lock import Lock
+from medport_deploy.lock import file as lock_file
 from medport_deploy.lock import registry_auth, resolving, terms
 from medport_deploy.lock.mirror import Mirror
 from medport_deploy.work.opening import Deployment
@@ -21,6 +22,8 @@ class Locked:
     changes: tuple[str, ...]
     """What it says otherwise than the lock that was there."""
     written: bool
+    discarded: str = ""
+    """What was wrong with the lock that was there, if it does not count."""
 
 
 def lock(
@@ -39,9 +42,12 @@ def lock(
         accept: ids of terms that changed since they were accepted, and are accepted as they are now.
         accepted_by: who accepts terms; this user if nobody is named.
 
-    Raises: as ``lock.resolving.resolve``, and ``ConfigError`` if the file cannot be written.
+    A lock that is there and is none any more does not count: terms are then accepted anew.
+
+    Raises: as ``lock.resolving.resolve``, and ``ConfigError`` if the file cannot be read or written, or another
+        medport wrote it.
     """
-    before = deployment.lock_if_any()
+    before, discarded = lock_file.replaced(deployment.lock_file)
     after = resolving.resolve(
         deployment.spec,
         previous=before,
@@ -52,7 +58,7 @@ def lock(
         again=accept,
         directory=deployment.root,
     )
-    written = before is None or before.lock_id != after.lock_id
+    written = bool(discarded) or before is None or before.lock_id != after.lock_id
     if written:
         locks.write(deployment.lock_file, after)
-    return Locked(after, tuple(resolving.changes(before, after)), written)
+    return Locked(after, tuple(resolving.changes(before, after)), written, discarded)

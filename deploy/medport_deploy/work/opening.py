@@ -19,19 +19,23 @@ from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from medport import _extras
 from medport import lock as locks
 from medport.errors import ConfigError, PreconditionFailed
 from medport.lock import Lock
+from medport_deploy import state_files
 from medport_deploy.control import credentials as control_credentials
 from medport_deploy.control.plane import ControlPlane
 from medport_deploy.lock import check as lock_check
+from medport_deploy.lock import file as lock_files
 from medport_deploy.lock.terraform import LOCK_FILE
 from medport_deploy.plan import making as plan
+from medport_deploy.plan.file import PLAN_NAME
 from medport_deploy.run import apply, journal
 from medport_deploy.run.interrupts import Interrupts
-from medport_deploy.run.journal import Header, Journal
+from medport_deploy.run.journal import Damaged, Header, Journal
 from medport_deploy.run.steps import Event
 from medport_deploy.spec import reading as specs
 from medport_deploy.spec import yaml as spec_yaml
@@ -42,7 +46,6 @@ if TYPE_CHECKING:
     from medport_deploy.past.history import Entry
     from medport_deploy.terraform.root import Terraform
 
-PLAN_NAME = "plan.json"
 STATE_WAIT = "60s"
 """How long another run may hold Terraform's state before ours gives up."""
 
@@ -72,6 +75,9 @@ class Deployment:
     """Instead of that in ``lock_file``."""
     loading: threading.Thread | None = None
     """Loads Google's client meanwhile."""
+    damage: dict[str, Path] = field(default_factory=dict)
+    """What was passed over, in words, and in which journal."""
+    _on_damage: Callable[[Damaged], None] | None = None
 
     @property
     def root(self) -> Path:
@@ -80,8 +86,16 @@ class Deployment:
 
     @property
     def directory(self) -> Path:
-        """Of journals, history and saved plans."""
-        return apply.directory_of(self.root, self.spec.name)
+        """Of journals, history and saved plans. Raises ``ConfigError`` if a file lies in its place."""
+        found = apply.directory_of(self.root, self.spec.name)
+        for place in (*reversed(found.parents[:2]), found):
+            if place.is_file():
+                raise ConfigError(
+                    f"{place} is a file, and what is done is kept in a directory of this name",
+                    field="spec",
+                    remedy="move that file away",
+                )
+        return found
 
     @property
     def plan_file(self) -> Path:
@@ -91,7 +105,7 @@ class Deployment:
     def private_directory(self) -> Path:
         """``directory``, made if it is not there. Raises ``ConfigError`` if it cannot be."""
         try:
-            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            state_files.make_directory(self.directory)
         except OSError as fault:
             raise ConfigError(
                 f"{self.directory} cannot be written ({os.strerror(fault.errno or 0)})",
@@ -101,10 +115,10 @@ class Deployment:
         return self.directory
 
     def lock_if_any(self) -> Lock | None:
-        """The lock, whatever it says. Raises ``ConfigError`` if it cannot be read."""
+        """The lock, whatever it says. Raises as ``lock.file.read``."""
         if self.given_lock is not None:
             return self.given_lock
-        return locks.read(self.lock_file) if self.lock_file.exists() else None
+        return lock_files.read(self.lock_file) if self.lock_file.exists() else None
 
     def locked(self) -> Lock:
         """The lock, once it is seen to pin all of this specification.
@@ -115,7 +129,7 @@ class Deployment:
         """
         lock = self.lock_if_any()
         if lock is None:
-            raise ConfigError(f"{self.lock_file.name} is not there", field="lock", remedy="medport deploy lock")
+            raise ConfigError(f"{self.lock_file} is not there", field="lock", remedy="medport deploy lock")
         lock_check.require_pinned(lock, self.spec, directory=self.root)
         return lock
 
@@ -130,7 +144,13 @@ class Deployment:
     @cached_property
     def control(self) -> ControlPlane:
         """The target's control plane."""
-        return ControlPlane(self.spec.target, self.credentials)
+        target = self.spec.target
+        return ControlPlane(
+            target,
+            self.credentials,
+            renew=control_credentials.renewal(target.auth),
+            direct=target.kind == "local",  # as medport.Client and trials go there: its traffic stays inside
+        )
 
     @cached_property
     def terraform(self) -> Terraform | None:
@@ -169,7 +189,16 @@ class Deployment:
 
     def journals(self) -> list[Journal]:
         """Of all runs, the oldest first."""
-        return journal.all_of(self.directory) if self.directory.exists() else []
+        return journal.all_of(self.directory, on_damage=self._on_damage) if self.directory.exists() else []
+
+    def pass_over_damage(self) -> None:
+        """From now on tell of damage in a journal and pass over it: for what looks at the target itself."""
+        self._on_damage = self._damaged
+
+    def _damaged(self, damage: Damaged) -> None:
+        if damage.message not in self.damage:
+            self.damage[damage.message] = damage.path
+            self.telling.note(f"{damage.message}: what is named there alone has to be looked for by hand")
 
     def open_run(self) -> Journal | None:
         """The run that has begun to change the deployment and has not come to its end; the latest if several."""
@@ -237,13 +266,14 @@ def opened(
 
     Raises:
         ConfigError: the specification cannot be read or is wrong.
-        PolicyError: its own policy forbids it.
+        PolicyError: its own policy forbids it; or others may write in its state.
     """
     path = Path(spec_file)
     data = _read(path)
-    spec = _rooted(specs.parse(data, name=path.name), path.parent)
+    spec = specs.rooted(specs.parse(data, name=path.name), path.parent)
     lock = Path(lock_file) if lock_file is not None else path.parent / locks.FILE_NAME
     deployment = Deployment(path, data, spec, lock, telling or Telling())
+    state_files.require_private(deployment.directory, deployment.root)
     if will_call:
         deployment.loading = threading.Thread(target=_load_client, name="medport-client", daemon=True)
         deployment.loading.start()
@@ -264,6 +294,8 @@ def terraform_environment(spec: Spec) -> dict[str, str]:
     if target.kind == "local":
         assert target.url is not None
         found = {"GOOGLE_VERTEX_AI_CUSTOM_ENDPOINT": f"{target.url.rstrip('/')}/v1/"}
+        direct = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
+        found["NO_PROXY"] = ",".join(filter(None, (direct, urlsplit(target.url).hostname)))
         if target.auth.api_key_env:
             found["GOOGLE_OAUTH_ACCESS_TOKEN"] = control_credentials.from_variable(target.auth.api_key_env)()
         if target.ca_file:
@@ -286,17 +318,7 @@ def _read(path: Path) -> bytes:
             return file.read(spec_yaml.MAX_BYTES + 1)
     except OSError as fault:
         raise ConfigError(
-            f"{path.name} cannot be read ({os.strerror(fault.errno or 0)})",
+            f"{path} cannot be read ({os.strerror(fault.errno or 0)})",
             field="spec",
             remedy="give its place: -f FILE; or make one: medport deploy init",
         ) from fault
-
-
-def _rooted(spec: Spec, root: Path) -> Spec:
-    """The same with the paths of its target seen from this process's directory."""
-    target = spec.target
-    auth = target.auth
-    if auth.credentials_file:
-        auth = auth.model_copy(update={"credentials_file": str(root / auth.credentials_file)})
-    ca_file = str(root / target.ca_file) if target.ca_file else None
-    return spec.model_copy(update={"target": target.model_copy(update={"ca_file": ca_file, "auth": auth})})

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 
 from medport.errors import NotFound, PreconditionFailed
 from medport.lock import Lock
+from medport.wire.vertex import rfc3339
 from medport_deploy.past import approved, history, rollback
 from medport_deploy.past.history import Entry
 from medport_deploy.plan import file as plan_file
 from medport_deploy.plan.making import make
 from medport_deploy.run import apply, todo
 from medport_deploy.run.journal import Journal
+from medport_deploy.run.todo import Job
 from medport_deploy.work import kept as work_kept
 from medport_deploy.work import run as work_run
 from medport_deploy.work.apply import gone_on
@@ -38,13 +41,13 @@ def go_back(deployment: Deployment, *, to: str | None = None, keep: bool = False
     """
     run = deployment.open_run()
     if run is not None and run.header.verb == "apply":
-        return _taken_back(deployment, run)
+        return _taken_back(deployment, run, keep=keep)
     if run is not None and work_kept.has(deployment.directory, run.header.plan_sha256):
         return gone_on(deployment, run)
     entries = deployment.history()
     present = history.serving(entries)
     entry, keep = (run and _begun(entries, run)) or (_entry(entries, present, to), keep)
-    spec_bytes, lock = approved.load(deployment.directory, entry.lock_id)
+    spec_bytes, lock = approved.load(deployment.directory, entry.lock_id, spec_sha256=entry.spec_sha256)
     there = deployment.at_lock(spec_bytes, lock)
     steps = rollback.fast(
         there.spec,
@@ -93,7 +96,7 @@ def _entry(entries: list[Entry], present: Entry | None, to: str | None) -> Entry
     return found
 
 
-def _taken_back(deployment: Deployment, run: Journal) -> Outcome:
+def _taken_back(deployment: Deployment, run: Journal, *, keep: bool) -> Outcome:
     began = time.monotonic()
     if any(
         (each.outcome, each.plan_sha256) == ("verified", run.header.plan_sha256) for each in deployment.history()
@@ -107,25 +110,37 @@ def _taken_back(deployment: Deployment, run: Journal) -> Outcome:
     there, saved, terraform_file = work_run.kept_run(deployment, run)
     job = work_run.job_of(there, saved, terraform_file, run.header)
     telling = deployment.telling
+    stay = _up(job, run) if keep else {}
     report = apply.back(
-        todo.steps(job),
+        [each for each in todo.steps(job) if not any(each.key in keys for keys in stay.values())],
         run.header,
         deployment.directory,
         control=deployment.control,
         interrupts=telling.interrupts,
         on_event=telling.on_event,
     )
+    until = datetime.now(UTC) + timedelta(seconds=there.spec.rollout.retain_s)
     entry = Entry(
         verb="rollback",
         outcome="taken back",
         lock_id=run.header.lock_id,
         plan_sha256=run.header.plan_sha256,
+        retained={id_: rfc3339(until) for id_ in stay},
         why="by the user",
     )
     history.append(deployment.directory, entry)
     work_run.forget_closed(deployment)
     present = history.serving(deployment.history())
     return Outcome("rollback", "taken back", present.lock_id if present else "", report, time.monotonic() - began)
+
+
+def _up(job: Job, run: Journal) -> dict[str, tuple[str, str]]:
+    """Those of the run's new fleets that are deployed, as ``todo.new_fleets``."""
+    return {
+        id_: keys
+        for id_, keys in todo.new_fleets(job).items()
+        if (last := run.last_of(keys[-1])) is not None and last.state in ("done", "skipped")
+    }
 
 
 def _redeployed(there: Deployment, lock: Lock) -> Outcome:

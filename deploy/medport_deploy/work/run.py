@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
-from medport.errors import AuthError, MedportError
+from medport.errors import AuthError, MedportError, PreconditionFailed
 from medport.wire.vertex import Pins, rfc3339
 from medport_deploy.control.errors import clean
+from medport_deploy.control.plane import split_of
 from medport_deploy.past import approved, history
 from medport_deploy.past.history import Deployed, Entry
 from medport_deploy.plan import file as plan_file
@@ -43,6 +44,10 @@ class Outcome:
     report: apply.Report
     seconds: float
     """All of it."""
+    share: int | None = None
+    """Of ``held``: which share of the traffic the new fleets have, in per cent."""
+    asked: int | None = None
+    """Of ``held``: at which share it was to stop."""
 
 
 def run_plan(
@@ -71,9 +76,10 @@ def run_plan(
         back=True,
         leave_open=held,
     )
-    if not held:
-        # Where Terraform had nothing to do nobody has applied it, and it holds the values of variables.
-        terraform_file.unlink(missing_ok=True)
+    if hold is not None:
+        return replace(outcome, share=_share(deployment), asked=hold)
+    # Where Terraform had nothing to do nobody has applied it, and it holds the values of variables.
+    terraform_file.unlink(missing_ok=True)
     return outcome
 
 
@@ -112,6 +118,8 @@ def run_steps(
         if back and not isinstance(error, AuthError):
             _taken_back(steps, header, directory, telling.note, **how)
         _failed(deployment, header, error)
+        if back and isinstance(error, AuthError):
+            _say_open(deployment, header, error)
         raise
     if leave_open:
         history.append(deployment.directory, _entry(deployment, header, "held"))
@@ -164,6 +172,10 @@ def kept_run(deployment: Deployment, run: Journal) -> tuple[Deployment, Saved, P
     saved = plan_file.load(
         kept.plan_file, spec_bytes=kept.spec_bytes, lock=kept.lock, found=None, medport=version()
     )
+    if saved.sha256 != run.header.plan_sha256:
+        raise PreconditionFailed(
+            "what was kept of the open run was changed since", field="plan", remedy="medport deploy sweep"
+        )
     return there, saved, plan_file.terraform_file(kept.plan_file)
 
 
@@ -227,6 +239,17 @@ def _taken_back(
         note("taken back: what served before serves as it did")
 
 
+def _say_open(deployment: Deployment, header: Header, error: AuthError) -> None:
+    """Add to what is to be done that the run is open, if it has begun."""
+    run = deployment.open_run()
+    if run is None or not run.header.same_run(header) or not run.records:
+        return
+    ways = f"medport deploy {header.verb} goes on with it"
+    if header.verb != "rollback":
+        ways += ", medport deploy rollback takes it back"
+    error.remedy = "; ".join(filter(None, (error.remedy, f"the run is open: {ways}")))
+
+
 def _failed(deployment: Deployment, header: Header, error: MedportError) -> None:
     runs = [each for each in deployment.journals() if each.header.same_run(header)]
     if not runs or not runs[-1].records:
@@ -282,6 +305,15 @@ def _standing(deployment: Deployment) -> dict[str, Deployed]:
             image_digest=pins.image_digest,
         )
     return models
+
+
+def _share(deployment: Deployment) -> int:
+    """Of the lock's fleets that with least traffic: those that were not to go in steps have all of theirs."""
+    splits = (
+        (split_of(deployment.control.get_endpoint(each.endpoint)), each.deployed_model)
+        for each in _standing(deployment).values()
+    )
+    return min((split.get(id_, 0) for split, id_ in splits), default=0)
 
 
 def _verb(header: Header) -> history.Verb:

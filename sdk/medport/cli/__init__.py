@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from collections.abc import Sequence
-
-import typer
-
-from medport.cli import delegated
-from medport.cli.output import Output
-from medport.errors import EXIT_FAILED, EXIT_INTERRUPTED, MedportError
 
 __all__ = ["main"]
 
-# typer brings click along since 0.24 and used the package before: the class is reached the same way in both.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_INTERRUPTED = 130
+"""``errors.EXIT_INTERRUPTED``, which may not be loaded yet."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    output = Output.foretold(given)
     try:
-        code = delegated.run(given[0], given[1:]) if given[:1] and given[0] in delegated.COMMANDS else _own(given)
-        sys.stdout.flush()
-    except MedportError as error:
-        _trace(given)
-        code = output.failure(error)
-    except _UsageError as error:
-        code = _usage(output, error)
-    except (KeyboardInterrupt, typer.Abort):
-        code = EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # What reads our output has gone, as `head` does. The interpreter would complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_FAILED
-    except Exception as error:
-        _trace(given)
-        code = output.unexpected(error, EXIT_FAILED)
-    if code == EXIT_INTERRUPTED:
-        output.note("interrupted")
+        # Here, so that a Ctrl-C while modules load ends as one later does.
+        from medport.cli.program import run
+
+        code = run(given)
+    except KeyboardInterrupt:
+        if "--json" not in given:
+            sys.stderr.write("interrupted\n")
+        code = _INTERRUPTED
     sys.exit(code)
-
-
-def _own(given: Sequence[str]) -> int:
-    # Half a second of imports, which the commands of the other packages need not wait for.
-    from medport.cli.tree import app
-
-    return delegated.invoke(app, given)
-
-
-def _usage(output: Output, error: Exception) -> int:
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "medport"
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return output.usage(message, f"see {path} --help")
-
-
-def _trace(arguments: Sequence[str]) -> None:
-    if "--debug" in arguments:
-        traceback.print_exc()

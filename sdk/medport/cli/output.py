@@ -1,4 +1,7 @@
-"""Where everything goes: results on stdout, all else on stderr; errors as two lines or as one JSON object."""
+"""Where everything goes: results on stdout, all else on stderr; errors as two lines or as one JSON object.
+
+What writes loads what it writes with: help needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,7 @@ from contextlib import contextmanager
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from medport.errors import EXIT_USAGE, MedportError, row_of
-from medport.results import errors_dict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +44,8 @@ class Output:
 
     def data(self, value: Mapping[str, Any]) -> None:
         """One JSON object on a line of stdout."""
+        import orjson
+
         self.text(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
 
     def text(self, text: str, end: str = "\n") -> None:
@@ -69,7 +71,10 @@ class Output:
         title: str | None = None,
         numbers: bool = False,
     ) -> None:
-        """A table on stdout; with ``numbers``, all but the first column hold some."""
+        """A table on stdout; with ``numbers``, all but the first column hold some.
+
+        Where it is so narrow that words would be broken, each row is lines of names and values.
+        """
         from rich import box
         from rich.table import Table
         from rich.text import Text
@@ -81,7 +86,13 @@ class Output:
             table.add_column(column, justify="right" if numbers and i else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
-        self._stdout().print(table)
+        console = self._stdout()
+        if console.measure(table, options=console.options.update(max_width=_PIPE_WIDTH)).minimum <= console.width:
+            console.print(table)
+            return
+        for row in rows:
+            self.fields(dict(zip(columns, row, strict=True)))
+            self.text("")
 
     def fields(self, values: Mapping[str, str]) -> None:
         """Names and values on stdout, a line each; without those that have no value."""
@@ -107,6 +118,8 @@ class Output:
 
     def failure(self, error: MedportError) -> int:
         """Say on stderr what is wrong and what to do. Gives the exit code of the error."""
+        from medport.results import errors_dict
+
         code = row_of(error).exit_code
         self._fault({**errors_dict(error), "exit_code": code}, _what(error), error.remedy)
         return code
@@ -135,6 +148,8 @@ class Output:
         first = errors[min(errors)]
         if len(errors) == 1:
             return self.failure(first)
+        from medport.results import errors_dict
+
         code = row_of(first).exit_code
         if self.json:
             every = {str(position): errors_dict(error) for position, error in errors.items()}
@@ -171,6 +186,8 @@ class Output:
 
     def _fault(self, fault: Mapping[str, Any], what: str, remedy: str | None) -> None:
         if self.json:
+            import orjson
+
             sys.stderr.write(orjson.dumps({"error": fault}).decode() + "\n")
             return
         sys.stderr.write(printable(what) + "\n")

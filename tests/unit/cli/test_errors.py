@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from medport.cli import commands
 from medport.cli.output import Output
-from medport.errors import TABLE, ConfigError, MedportError, class_for
+from medport.errors import EXIT_INTERRUPTED, TABLE, ConfigError, MedportError, class_for
 
 CANARY = "CANARY-Jane-Doe"
 KEYS = ["backend", "exit_code", "field", "message", "remedy", "request_id", "retryable", "type"]
@@ -95,6 +96,23 @@ def test_interrupt_exits_with_130_and_no_traceback(medport: Any, monkeypatch: py
     run = medport("chat", "Hello", "--no-stream", "--backend", "local", "--url", "http://localhost:1")
 
     assert (run.code, run.out, run.err) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("module", ["medport.errors", "typer", "medport_deploy.cli.app", "pydantic", "rich"])
+def test_interrupt_while_modules_load_exits_with_130_and_no_traceback(module: str) -> None:
+    program = (
+        "import signal, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from medport.cli import main\n"
+        "main(['deploy', '--help'])"
+    )
+
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert (ran.returncode, ran.stderr) == (EXIT_INTERRUPTED, "interrupted\n")
 
 
 def test_fault_of_our_own_is_named_without_its_text(medport: Any, monkeypatch: pytest.MonkeyPatch) -> None:

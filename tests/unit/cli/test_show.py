@@ -78,6 +78,20 @@ def test_completion_is_a_script(medport: Any, monkeypatch: pytest.MonkeyPatch, s
     assert "_MEDPORT_COMPLETE" in run.out
 
 
+@pytest.mark.parametrize("columns", [80, 30])
+def test_table_that_words_do_not_fit_in_is_lines_of_names_and_values(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setattr(Output, "is_terminal", True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    Output(color=False).table(("when", "lock"), [("2026-11-27T08:00:00Z", "3f9c21d03f9c"), ("now", "0a")])
+    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+    assert ("  when  2026-11-27T08:00:00Z" in shown) is (columns == 30)
+    assert all(any(word in line for line in shown) for word in ("2026-11-27T08:00:00Z", "3f9c21d03f9c"))
+
+
 @pytest.mark.parametrize(("option", "variable"), [(["--no-color"], ""), ([], "1")])
 def test_colour_can_be_switched_off(
     medport: Any, local: list[str], monkeypatch: pytest.MonkeyPatch, option: list[str], variable: str

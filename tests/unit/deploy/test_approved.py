@@ -57,6 +57,21 @@ def test_locks_are_kept_side_by_side(tmp_path: Path) -> None:
     assert approved.load(tmp_path, two.lock_id)[1] == two
 
 
+def test_specification_other_than_the_history_says_is_refused_also_where_the_lock_says_nothing_of_it(
+    tmp_path: Path,
+) -> None:
+    kept = lock(spec())
+    place = approved.keep(tmp_path, spec_bytes(), kept)
+    was = hashlib.sha256(spec_bytes()).hexdigest()
+    before = approved.load(tmp_path, kept.lock_id, spec_sha256=was)
+    (place / "medport.yaml").write_bytes(spec_bytes(model={"replicas": {"min": 9, "max": 9}}))
+
+    with pytest.raises(VerificationError, match="was changed since it was approved"):
+        approved.load(tmp_path, kept.lock_id, spec_sha256=was)
+
+    assert before == (spec_bytes(), kept)
+
+
 def test_lock_that_was_never_verified_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="was never verified here"):
         approved.load(tmp_path, "a" * 64)

@@ -6,7 +6,9 @@ import itertools
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,14 @@ def hits(plane: PlaneServer, id_: str) -> int:
 
 def http(status: int, **more: Any) -> Json:
     return {"status": status, "message": "on purpose", **more}
+
+
+@dataclass(frozen=True)
+class Auth:
+    """A specification's ``target.auth``."""
+
+    api_key_env: str | None = None
+    credentials_file: str | None = None
 
 
 @pytest.fixture
@@ -152,6 +162,46 @@ def test_credential_that_stays_refused_ends_the_wait_and_says_what_goes_on(
     assert "renew the credential" in str(refused.value)
 
 
+def test_server_of_the_sites_own_is_called_through_no_proxy(
+    plane: PlaneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    ca_file = plane.line["ca_file"]
+
+    with deploying.plane(plane.url, ca_file, KEY, direct=True) as control:
+        found = control.list_endpoints({})
+
+    assert isinstance(found, list)
+    with (
+        deploying.plane(plane.url, ca_file, KEY, attempts=1) as control,
+        pytest.raises(ConnectionFailed),
+    ):
+        control.list_endpoints({})
+
+
+def test_password_of_this_machine_does_not_take_the_place_of_the_key(
+    plane: PlaneServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("default login e password p\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    with deploying.plane(plane.url, plane.line["ca_file"], KEY) as control:
+        assert isinstance(control.list_endpoints({}), list)
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "two words", "bell\x07"])
+def test_key_that_no_header_takes_is_refused_without_being_told(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("SOME_KEY", key)
+
+    with pytest.raises(ConfigError, match="SOME_KEY holds no API key") as refused:
+        control_credentials.from_variable("SOME_KEY")()
+
+    assert key not in "".join(traceback.format_exception(refused.value))
+
+
 def test_wrong_key_is_refused_without_being_told(plane: PlaneServer) -> None:
     with (
         deploying.plane(plane.url, plane.line["ca_file"], "some-other-key-of-length") as control,
@@ -161,6 +211,26 @@ def test_wrong_key_is_refused_without_being_told(plane: PlaneServer) -> None:
 
     said = [str(refused.value), repr(refused.value.__cause__)]
     assert not any("some-other-key" in each for each in said)
+
+
+@pytest.mark.parametrize(
+    ("auth", "remedy"),
+    [
+        ({"api_key_env": "DESK_KEY"}, "put a key that is good into DESK_KEY, then run the same command again"),
+        ({"credentials_file": "keys/ci.json"}, "replace the key in ci.json, then run the same command again"),
+        ({}, "log in again (gcloud auth application-default login), then run the same command again"),
+    ],
+)
+def test_credential_that_is_refused_names_the_one_to_renew(plane: PlaneServer, auth: Json, remedy: str) -> None:
+    renew = control_credentials.renewal(Auth(**auth))
+
+    with (
+        deploying.plane(plane.url, plane.line["ca_file"], "some-other-key-of-length", renew=renew) as control,
+        pytest.raises(AuthError) as refused,
+    ):
+        control.get_endpoint("chest")
+
+    assert (refused.value.remedy or "").startswith(remedy)
 
 
 def test_wait_ends_at_its_deadline_and_names_the_operation(plane: PlaneServer, control: ControlPlane) -> None:
@@ -248,7 +318,7 @@ def test_server_that_never_answers_is_a_timeout_and_not_a_wait_without_end() -> 
     with (
         RawServer(silent) as server,
         deploying.plane(f"http://127.0.0.1:{server.port}", None, KEY, timeout_s=0.2, attempts=1) as control,
-        pytest.raises(Timeout, match="no answer in time"),
+        pytest.raises(Timeout, match=rf"no answer in time from 127\.0\.0\.1:{server.port}"),
     ):
         control.get_endpoint("chest")
 
@@ -269,7 +339,7 @@ def test_server_that_is_not_there_is_a_failed_connection() -> None:
     with socket.socket() as held, deploying.plane("http://127.0.0.1:1", None, KEY, attempts=1) as control:
         held.bind(("127.0.0.1", 0))
 
-        with pytest.raises(ConnectionFailed, match="could not be reached"):
+        with pytest.raises(ConnectionFailed, match=r": 127\.0\.0\.1:1 could not be reached"):
             control.get_endpoint("chest")
 
 
@@ -279,7 +349,7 @@ def test_foreign_certificate_is_refused_at_once(plane: PlaneServer, authority: A
 
     with (
         deploying.plane(plane.url, str(other), KEY) as control,
-        pytest.raises(ConnectionFailed, match="certificate is not trusted") as refused,
+        pytest.raises(ConnectionFailed, match=r"the certificate of 127\.0\.0\.1:\d+ is not trusted") as refused,
     ):
         control.get_endpoint("chest")
 
@@ -342,12 +412,8 @@ def test_missing_credential_is_told_before_any_call(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    class Auth:
-        api_key_env: str | None = auth.get("api_key_env")
-        credentials_file: str | None = auth.get("credentials_file")
-
     with pytest.raises(kind) as refused:
-        control_credentials.of(Auth())
+        control_credentials.of(Auth(**auth))
 
     assert refused.value.field == "target.auth"
 

@@ -67,6 +67,17 @@ def test_damaged_line_is_refused_by_its_number(tmp_path: Path, line: str) -> Non
         history.read(tmp_path)
 
 
+def test_time_that_is_none_is_damage_and_no_accident(tmp_path: Path) -> None:
+    history.append(tmp_path, entry(A, retained={"1": LATER}))
+    file = tmp_path / history.FILE_NAME
+
+    for wrong in ("2099-01-01T00:00:00", "soon"):
+        file.write_text(file.read_text().replace(LATER, wrong))
+        with pytest.raises(ConfigError, match="damaged in line 1"):
+            history.read(tmp_path)
+        file.write_text(file.read_text().replace(wrong, LATER))
+
+
 def test_entry_says_who_did_it_and_with_which_medport() -> None:
     said = entry().as_dict()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -110,6 +112,60 @@ def test_journal_in_another_form_is_refused_with_the_way_out(begun: Journal) -> 
         Journal.read(begun.path)
 
     assert "that version" in str(refused.value.remedy)
+
+
+@pytest.mark.parametrize("key", ["step", "kind", "name", "at", "operation", "was"])
+def test_record_with_a_number_in_the_place_of_a_text_is_damage(begun: Journal, key: str) -> None:
+    begun.write("before", **ONE)
+    head, line, _ = begun.path.read_text().split("\n")
+    begun.path.write_text(f"{head}\n{json.dumps(json.loads(line) | {key: 7})}\n")
+
+    with pytest.raises(journal.Damaged, match="line 2"):
+        Journal.read(begun.path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("run", 7), ("verb", None), ("pid", "x")])
+def test_first_line_of_another_form_is_damage(begun: Journal, key: str, value: object) -> None:
+    begun.path.write_text(json.dumps(json.loads(begun.path.read_text()) | {key: value}) + "\n")
+
+    with pytest.raises(journal.Damaged):
+        Journal.read(begun.path)
+
+
+def test_whoever_passes_over_damage_is_told_of_it_and_has_the_other_lines(directory: Path, begun: Journal) -> None:
+    begun.write("before", **ONE)
+    head, line, _ = begun.path.read_text().split("\n")
+    begun.path.write_text(f"{head}\nno json\n{line}\n")
+    (directory / "apply-2.jsonl").write_text("no json\n")
+    told: list[journal.Damaged] = []
+
+    (found,) = journal.all_of(directory, on_damage=told.append)
+
+    assert [each.name for each in found.touched()] == ["chest"]
+    assert {each.path for each in told} == {begun.path, directory / "apply-2.jsonl"}
+    with pytest.raises(journal.Damaged):
+        journal.all_of(directory)
+
+
+def test_form_of_another_version_is_not_passed_over_as_damage(directory: Path, begun: Journal) -> None:
+    begun.path.write_text(json.dumps(json.loads(begun.path.read_text()) | {"format": 2}) + "\n")
+
+    with pytest.raises(ConfigError, match="another version"):
+        journal.all_of(directory, on_damage=lambda damage: None)
+
+
+def test_line_of_which_a_full_disk_took_a_part_is_not_written_and_the_next_one_is_whole(begun: Journal) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (begun.path.stat().st_size + 40, old[1]))
+    try:
+        with pytest.raises(ConfigError, match="cannot be written"):
+            begun.write("before", **ONE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    begun.write("failed", **ONE, error="no room")
+
+    assert [each.state for each in read(begun).records] == ["failed"]
 
 
 def test_runs_come_in_the_order_in_which_they_were_begun(directory: Path) -> None:

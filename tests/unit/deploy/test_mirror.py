@@ -62,6 +62,32 @@ def test_of_several_commits_the_one_that_was_meant_is_taken(tmp_path: Path) -> N
         Mirror(tmp_path).find("medport/other", A, field=FIELD)
 
 
+@pytest.mark.parametrize("requested", ["v2.0", "nosuch", A[:7]])
+def test_what_may_be_another_snapshot_is_not_taken_for_the_only_one(tmp_path: Path, requested: str) -> None:
+    written(tmp_path / "model")
+
+    with pytest.raises(NotFound, match=f"no {MODEL}@{requested}") as refused:
+        Mirror(tmp_path).find(MODEL, requested, field=FIELD)
+
+    assert f"write its commit as the revision: {A}" in str(refused.value.remedy)
+
+
+def test_snapshot_that_was_fetched_by_a_tag_is_not_taken_for_a_branch(tmp_path: Path) -> None:
+    add(
+        Store(tmp_path / "store"),
+        write_snapshot(tmp_path / "one"),
+        revision=A,
+        requested="v1.0",
+        source="hub",
+    )
+    mirror = Mirror(tmp_path / "store")
+
+    assert mirror.find(MODEL, "v1.0", field=FIELD).model.revision == A
+    for other in ("main", "v2.0"):
+        with pytest.raises(NotFound):
+            mirror.find(MODEL, other, field=FIELD)
+
+
 def test_a_changed_byte_is_found_and_only_where_files_are_hashed(tmp_path: Path) -> None:
     folder = written(tmp_path / "model")
     (folder / "tokenizer.json").write_bytes(b"{}".ljust((folder / "tokenizer.json").stat().st_size))

@@ -49,8 +49,12 @@ def test_one_changed_bit_is_found_and_the_file_named(model: LockedModel, folder:
     data[-1] ^= 1
     (folder / SHARD).write_bytes(data)
 
-    with pytest.raises(VerificationError, match=rf"{SHARD} has the sha256 [0-9a-f]{{64}}, and [0-9a-f]{{64}} is"):
+    with pytest.raises(
+        VerificationError, match=rf"{SHARD} has the sha256 [0-9a-f]{{64}}, and [0-9a-f]{{64}} is"
+    ) as refused:
         verify_files(model, folder)
+    # What is locked is what is hashed: locking again would end here again.
+    assert refused.value.remedy == "fetch the model again: medport snapshot pull"
 
 
 def test_a_missing_a_shorter_and_a_foreign_kind_of_file_are_found(model: LockedModel, folder: Path) -> None:

@@ -176,6 +176,40 @@ def test_split_that_somebody_changed_is_put_back() -> None:
     assert said["deployed_model.reader/7"].action == "destroy"
 
 
+@pytest.mark.parametrize(
+    ("good", "share", "said"),
+    [
+        (True, 40, "all to the wanted one"),
+        (False, 40, "it has 40 % and was never verified: 0 % → 10 % → 100 %, 60 s each"),
+        (False, 0, "it was never verified: 10 % → 100 %, 60 s each"),
+    ],
+)
+def test_fleet_that_stands_and_was_never_verified_takes_over_in_steps(good: bool, share: int, said: str) -> None:
+    wanted = spec(rollout={"steps": [10, 100], "bake_s": 60})
+    pinned = lock(wanted)
+    mine, old = fleet(wanted, pinned), fleet(wanted, lock(wanted, commit=OTHER), "2", id="7")
+    traffic = {mine.id: share, "7": 100 - share} if share else {"7": 100}
+    aliases = (names.version_alias(pinned.lock_id), *([names.good_alias(pinned.lock_id)] if good else []))
+    state = ModelState(endpoint(wanted, mine, old, traffic=traffic), (version(wanted, pinned, aliases=aliases),))
+
+    row = by_address(diff.rows(wanted, pinned, Reality({MODEL: state})))["traffic.reader"]
+
+    assert (row.why, row.untried) == (said, not good)
+
+
+def test_verified_version_on_machines_that_never_served_takes_over_in_steps() -> None:
+    wanted = spec()
+    pinned = lock(wanted)
+    mine, old = fleet(wanted, pinned), fleet(wanted, pinned, id="7", machine_type="a2-ultragpu-1g")
+    aliases = (names.version_alias(pinned.lock_id), names.good_alias(pinned.lock_id))
+    found = version(wanted, pinned, aliases=aliases)
+    state = ModelState(endpoint(wanted, mine, old, traffic={"7": 100}), (found,))
+
+    row = by_address(diff.rows(wanted, pinned, Reality({MODEL: state})))["traffic.reader"]
+
+    assert row.untried
+
+
 def test_what_others_deployed_is_left_standing() -> None:
     wanted = spec()
     mine, theirs = fleet(wanted, lock(wanted)), Fleet("8", "their-model", "3", "by hand")

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 from support import planned
+from support.certificates import Authority, Certificate
 from support.deploy_plans import IMAGE, lock, spec_bytes
 from support.google_apis import AGENT, DIGEST, FORBIDDEN, GoogleApis, disabled, error, reader, said
-from support.plane_server import KEY, PlaneServer
+from support.plane_server import KEY, PlaneServer, plane_server
 from support.service_accounts import pair
 
 from medport import lock as locks
@@ -31,6 +32,8 @@ from medport_deploy.first_run import preflight_cloud
 from medport_deploy.first_run.preflight import Preflight
 from medport_deploy.lock.model_source import locked
 from medport_deploy.spec import reading as specs
+from medport_local.serving import keys
+from medport_local.serving.keys import Grants
 
 PROJECTS = "cloudresourcemanager.googleapis.com/v3/projects"
 REPOSITORY = "artifactregistry.googleapis.com/v1/projects/example/locations/europe/repositories/medport"
@@ -304,8 +307,8 @@ def test_without_a_credential_nothing_is_asked_with_one(tmp_path: Path, monkeypa
 
 
 @contextmanager
-def token_server(description: str) -> Iterator[str]:
-    """The address of a token server that refuses everybody with ``invalid_grant``."""
+def token_server(description: str, certificate: Certificate | None = None) -> Iterator[str]:
+    """The address of a token server that refuses everybody with ``invalid_grant``; over TLS with a certificate."""
 
     class Refusing(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -320,10 +323,12 @@ def token_server(description: str) -> Iterator[str]:
         def log_message(self, *args: object) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        if certificate is not None:
+            server.socket = certificate.context().wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/token"
+            yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}/token"
         finally:
             server.shutdown()
             thread.join()
@@ -344,20 +349,48 @@ def test_a_credential_that_cannot_be_renewed_says_whether_the_clock_is_to_blame(
     tmp_path: Path, description: str, words: str, remedy: str
 ) -> None:
     with token_server(description) as address:
-        account = {
-            "type": "service_account", "client_email": "deployer@radiology.iam.gserviceaccount.com",
-            "private_key": pair(0).private_pem, "token_uri": address,
-        }  # fmt: skip
-        (tmp_path / "key.json").write_text(json.dumps(account))
-        target = {"kind": "vertex", "project": "radiology", "location": "europe-west4"}
-        target |= {"auth": {"credentials_file": str(tmp_path / "key.json")}}
+        file = in_cloud(tmp_path, target=by_key_file(tmp_path, address))
 
-        found = outcomes(in_cloud(tmp_path, target=target), GoogleApis(), credentials=control_credentials.of)
+        found = outcomes(file, GoogleApis(), credentials=control_credentials.of)
 
     assert failures(found) == {"credential"}
     assert words in found["credential"].detail
     assert (found["credential"].remedy or "").startswith(remedy)
     assert "PRIVATE KEY" not in str(found["credential"].to_dict())
+
+
+@pytest.mark.parametrize(
+    ("ours", "words"),
+    [(True, "there is no credential, or it has expired"), (False, "the certificate of 127.0.0.1:")],
+    ids=["its-authority", "another"],
+)
+def test_a_token_server_is_trusted_by_the_authority_of_the_specification_alone(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch, ours: bool, words: str
+) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = Authority(folder)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str((other if ours else authority).ca_file))
+    # Its paths begin where the specification is.
+    (tmp_path / "ca.pem").write_bytes((authority if ours else other).ca_file.read_bytes())
+    with token_server("Invalid grant: account not found", authority.issue("127.0.0.1")) as address:
+        target = {**by_key_file(tmp_path, address), "ca_file": "ca.pem"}
+
+        found = outcomes(in_cloud(tmp_path, target=target), GoogleApis(), credentials=control_credentials.of)
+
+    assert failures(found) == {"credential"}
+    assert words in found["credential"].detail
+
+
+def by_key_file(folder: Path, token_uri: str) -> dict[str, Any]:
+    """A target in the cloud with a service account whose key file is in the folder."""
+    account = {
+        "type": "service_account", "client_email": "deployer@radiology.iam.gserviceaccount.com",
+        "private_key": pair(0).private_pem, "token_uri": token_uri,
+    }  # fmt: skip
+    (folder / "key.json").write_text(json.dumps(account))
+    place = {"kind": "vertex", "project": "radiology", "location": "europe-west4"}
+    return {**place, "auth": {"credentials_file": "key.json"}}
 
 
 def test_a_credential_that_is_refused_names_what_to_do(tmp_path: Path) -> None:
@@ -400,9 +433,28 @@ def test_without_a_lock_the_rest_is_looked_at_all_the_same(tmp_path: Path) -> No
 
     found = outcomes(file, GoogleApis())
 
-    assert failures(found) == {"lock"}
-    assert found["lock"].remedy == "medport deploy lock"
+    assert failures(found) == set()
+    assert (found["lock"].status, found["lock"].detail) == ("skipped", "none yet: medport deploy lock")
     assert found["images"].status == "ok"
+
+
+def test_a_lock_that_is_named_must_be_there(tmp_path: Path) -> None:
+    file = in_cloud(tmp_path)
+
+    found = outcomes(file, GoogleApis(), lock_file=tmp_path / "elsewhere" / "medport.lock")
+
+    assert failures(found) == {"lock"}
+    assert "elsewhere/medport.lock" in found["lock"].detail
+
+
+def test_a_lock_with_the_marks_of_a_merge_names_the_command_that_makes_it_again(tmp_path: Path) -> None:
+    file = in_cloud(tmp_path)
+    (tmp_path / "medport.lock").write_text("<<<<<<< HEAD\n{}\n")
+
+    found = outcomes(file, GoogleApis())
+
+    assert failures(found) == {"lock"}
+    assert found["lock"].remedy == "make it again: medport deploy lock"
 
 
 def test_a_lock_of_another_specification_is_a_failure(tmp_path: Path) -> None:
@@ -497,6 +549,27 @@ def test_a_terraform_that_is_absent_or_good_is_told(tmp_path: Path, monkeypatch:
 # The local control plane
 
 
+MANAGES = ("endpoints.create", "endpoints.deploy", "endpoints.predict", "endpoints.undeploy", "models.update",
+           "models.upload")  # fmt: skip
+GRANTS: dict[str, tuple[Grants, tuple[str, ...]]] = {
+    "read": ({"actions": ["read"]}, MANAGES),
+    "without-infer": ({"actions": ["read", "deploy"]}, ("endpoints.predict",)),
+    "of-another-endpoint": ({"actions": ["read", "deploy", "infer"], "models": ["another"]}, MANAGES),
+    "all": ({"actions": ["read", "deploy", "infer"]}, ()),
+}
+"""What a key is for, and which permissions a deployment lacks with it."""
+
+
+@pytest.fixture(scope="module")
+def keyed_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PlaneServer, dict[str, str]]]:
+    """A server with a key for each of ``GRANTS``."""
+    folder = tmp_path_factory.mktemp("keyed")
+    file = folder / "keys.json"
+    made = {name: keys.add(file, name, **grants) for name, (grants, _) in GRANTS.items()}
+    with plane_server(folder, "--keys", str(file)) as server:
+        yield server, made
+
+
 def at_home(folder: Path, plane: PlaneServer, *, revision: str = planned.GEMMA["revision"], **target: Any) -> Path:
     """With a lock of another snapshot, if the revision is another."""
     changed = yaml.safe_load(planned.spec_bytes(plane.url, "preflight", model={"revision": revision}))
@@ -519,7 +592,7 @@ def local_outcomes(file: Path) -> dict[str, Outcome]:
         preflight.close()
 
 
-CLOUD_ONLY = {"APIs", "permissions", "quotas", "machines", "images", "image reader", "key"}
+CLOUD_ONLY = {"APIs", "quotas", "machines", "images", "image reader", "key"}
 
 
 def test_a_local_control_plane_passes_and_says_what_does_not_apply(
@@ -533,6 +606,7 @@ def test_a_local_control_plane_passes_and_says_what_does_not_apply(
     skipped = {name for name, each in found.items() if each.status == "skipped"}
     assert skipped == {*CLOUD_ONLY, "terraform"}
     assert found["credential"].detail == "the API key in KEY"
+    assert found["permissions"].detail == "create, deploy, predict, undeploy, update, upload are allowed"
     assert found["snapshots"].detail.startswith("the server has ")
 
 
@@ -545,6 +619,23 @@ def test_a_key_that_the_local_server_does_not_know_is_a_failure(
 
     assert failures(found) == {"control plane"}
     assert "the API key is wrong" in found["control plane"].detail
+
+
+@pytest.mark.parametrize("key", GRANTS)
+def test_a_key_that_may_not_deploy_is_a_failure_before_anything_is_deployed(
+    tmp_path: Path, keyed_plane: tuple[PlaneServer, dict[str, str]], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    plane, made = keyed_plane
+    monkeypatch.setenv("KEY", made[key])
+    missing = ", ".join(f"aiplatform.{each}" for each in GRANTS[key][1])
+    before = plane.ok("GET", "/endpoints"), plane.ok("GET", "/models")
+
+    found = local_outcomes(at_home(tmp_path, plane))
+
+    assert failures(found) == ({"permissions"} if missing else set())
+    assert found["permissions"].detail.endswith(f"this key may not: {missing}" if missing else " are allowed")
+    assert not missing or "medport keys add" in (found["permissions"].remedy or "")
+    assert (plane.ok("GET", "/endpoints"), plane.ok("GET", "/models")) == before
 
 
 def test_a_variable_without_a_key_is_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -102,7 +103,7 @@ def test_endpoint_is_read_with_all_that_a_plan_compares() -> None:
     )
 
 
-def test_fleet_that_says_little_is_one_machine_without_accelerators() -> None:
+def test_fleet_that_leaves_its_replicas_out_may_go_to_none_and_has_no_accelerators() -> None:
     said = {
         "id": "1",
         "model": f"{PARENT}/models/m@7",
@@ -113,7 +114,51 @@ def test_fleet_that_says_little_is_one_machine_without_accelerators() -> None:
 
     (fleet,) = reality.endpoint_state({"name": "e", "deployedModels": [said]}).fleets
 
-    assert (fleet.version_id, fleet.min, fleet.max, fleet.accelerator, fleet.available) == ("7", 1, 1, None, None)
+    assert (fleet.version_id, fleet.min, fleet.max, fleet.accelerator, fleet.available) == ("7", 0, 0, None, None)
+
+
+def test_model_of_another_project_is_told_from_the_endpoints_own() -> None:
+    (own,) = reality.endpoint_state(ENDPOINT).fleets
+    foreign = {**ENDPOINT["deployedModels"][0], "model": "projects/999/locations/europe-west4/models/m"}
+    (other,) = reality.endpoint_state({**ENDPOINT, "deployedModels": [foreign]}).fleets
+
+    assert (own.elsewhere, other.elsewhere) == ("", "projects/999/locations/europe-west4/models/m")
+
+
+@pytest.mark.parametrize(
+    ("place", "said", "unasked"),
+    [
+        ((), {"checkpointId": "7"}, {"checkpointId": "7"}),
+        ((), {"disableContainerLogging": True}, {"disableContainerLogging": True}),
+        ((), {"enableAccessLogging": False}, {}),
+        (("dedicatedResources",), {"spot": True}, {"spot": True}),
+        (
+            ("dedicatedResources",),
+            {"autoscalingMetricSpecs": [{"metricName": "m", "target": 1}]},
+            {"autoscalingMetricSpecs": [{"metricName": "m", "target": 1}]},
+        ),
+        (
+            ("dedicatedResources", "machineSpec"),
+            {"reservationAffinity": {"reservationAffinityType": "ANY_RESERVATION"}},
+            {"reservationAffinity": {"reservationAffinityType": "ANY_RESERVATION"}},
+        ),
+        (
+            ("dedicatedResources", "machineSpec"),
+            {"reservationAffinity": {"reservationAffinityType": "NO_RESERVATION"}},
+            {},
+        ),
+    ],
+)
+def test_what_medport_never_asks_for_is_kept_by_name(place: tuple[str, ...], said: Json, unasked: Json) -> None:
+    changed = copy.deepcopy(ENDPOINT)
+    at = changed["deployedModels"][0]
+    for step in place:
+        at = at[step]
+    at |= said
+
+    (fleet,) = reality.endpoint_state(changed).fleets
+
+    assert fleet.unasked == unasked
 
 
 def test_version_without_labels_is_known_by_its_description() -> None:

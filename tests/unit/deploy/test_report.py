@@ -148,6 +148,23 @@ def test_what_is_no_signed_report_is_refused(data: bytes) -> None:
         report.check(data, PUBLIC)
 
 
+@pytest.mark.parametrize("place", ["file", "signature"])
+def test_file_with_more_in_it_than_was_signed_is_refused(place: str) -> None:
+    whole = json.loads(SIGNED)
+    (whole if place == "file" else whole["signature"])["clean"] = True
+
+    with pytest.raises(InputError):
+        report.check(json.dumps(whole).encode(), PUBLIC)
+
+
+def test_other_algorithm_than_that_of_the_key_is_refused() -> None:
+    whole = json.loads(SIGNED)
+    whole["signature"]["algorithm"] = "none"
+
+    with pytest.raises(VerificationError, match="another algorithm than that of the key, ed25519"):
+        report.check(json.dumps(whole).encode(), PUBLIC)
+
+
 def test_signature_that_is_no_base64_is_refused() -> None:
     whole = json.loads(SIGNED)
     whole["signature"]["value"] = "ä"

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from medport.errors import PolicyError
+from medport.errors import ConfigError, PolicyError
 from medport_deploy.lock.terms import HAI_DEF, accepted, changed, known, of_lock, stated
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=timezone(timedelta(hours=2)))
@@ -47,6 +47,29 @@ def test_terms_that_changed_are_asked_for_again_although_the_specification_names
         accepted(newer, ["hai-def"], previous=before, by="al", now=LATER)
     again = accepted(newer, ["hai-def"], previous=before, again=["hai-def"], by="al", now=LATER)
     assert again["hai-def"].accepted_by == "al"
+
+
+@pytest.mark.parametrize(
+    ("accept", "again", "said"),
+    [
+        (["hai-def", "nonsense"], [], r"accept_terms: 'nonsense' is the id of no terms .*take it out"),
+        (["hai-deff"], [], r"accept_terms: 'hai-deff' is .*did you mean hai-def\?"),
+        (["hai-def"], ["hai_def"], r"--accept: 'hai_def' is .*did you mean hai-def\?"),
+    ],
+)
+def test_id_of_no_terms_is_refused_with_the_nearest(accept: list[str], again: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        accepted(TERMS, accept, previous={}, again=again, by="jo", now=NOW)
+
+
+def test_terms_of_a_model_that_was_taken_out_may_stay_accepted() -> None:
+    house = {"a": stated("House Rules", "https://example.org/r", gated=True, text_sha256="0" * 64)}
+    before = accepted(house, ["house-rules"], previous={}, by="jo", now=NOW)
+
+    found = accepted(TERMS, ["hai-def", "house-rules"], previous=before, by="jo", now=LATER)
+
+    assert list(found) == ["hai-def"]
+    assert accepted({}, ["hai-def"], previous={}, by="jo", now=NOW) == {}
 
 
 def test_terms_taken_out_of_the_specification_are_no_longer_accepted() -> None:

@@ -254,6 +254,85 @@ def test_pin_in_the_environment_is_shown_and_any_other_value_is_not() -> None:
     assert finding.found == {"MEDPORT_REVISION": "f" * 40, "TOKENS": "(another value)"}
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("startupProbe", {"exec": {"command": ["sh", "-c", "true"]}}),
+        ("livenessProbe", {"exec": {"command": ["sh", "-c", "true"]}}),
+        ("grpcPorts", [{"containerPort": 9}]),
+        ("invokeRoutePrefix", "/"),
+        ("deploymentTimeout", "60s"),
+    ],
+)
+def test_setting_of_the_container_that_was_not_asked_for_is_found(key: str, value: object) -> None:
+    wanted = spec()
+    plane = Plane(wanted)
+    plane.version["containerSpec"][key] = value
+
+    assert set(found(checked(plane, wanted))) == {"version.container"}
+
+
+def test_explanations_that_nobody_asked_for_are_found() -> None:
+    wanted = spec()
+    plane = Plane(wanted)
+    plane.version["explanationSpec"] = {"parameters": {"sampledShapleyAttribution": {"pathCount": 10}}}
+
+    assert set(found(checked(plane, wanted))) == {"version.explanation"}
+
+
+def test_model_of_another_project_under_the_same_name_is_found() -> None:
+    wanted = spec()
+    plane = Plane(wanted)
+    name = plane.endpoint["deployedModels"][0]["model"].replace("projects/1/", "projects/999/")
+    plane.endpoint["deployedModels"][0]["model"] = name
+
+    assert found(checked(plane, wanted))["version.lock"].found["model"] == name
+
+
+def test_fleet_that_may_go_to_no_machine_is_found() -> None:
+    wanted = spec()
+    plane = Plane(wanted)
+    del plane.endpoint["deployedModels"][0]["dedicatedResources"]["minReplicaCount"]
+
+    assert found(checked(plane, wanted))["fleet.replicas"].found["min"] == 0
+
+
+def test_machines_that_may_be_taken_away_are_found() -> None:
+    wanted = spec()
+    plane = Plane(wanted)
+    plane.endpoint["deployedModels"][0]["dedicatedResources"]["spot"] = True
+
+    assert found(checked(plane, wanted))["fleet.unasked"].found == {"spot": True}
+
+
+def test_requests_that_are_written_down_are_found_and_of_terraforms_endpoint_a_note() -> None:
+    wanted = spec()
+    plane = Plane(wanted)
+    plane.endpoint["predictRequestResponseLoggingConfig"] = {"enabled": True}
+    by_terraform = spec(terraform={"root": "root"}, model={"endpoint": {"id": "1234567890"}})
+    other = Plane(by_terraform)
+    other.endpoint["predictRequestResponseLoggingConfig"] = {"enabled": True}
+
+    assert set(found(checked(plane, wanted))) == {"endpoint.logs_requests"}
+    report = checked(other, by_terraform)
+    assert "endpoint.logs_requests" not in found(report)
+    assert [each.found for each in report.notes if each.check == "endpoint.logs_requests"] == [True]
+
+
+def test_values_of_arguments_are_not_shown_but_for_the_pin() -> None:
+    wanted = spec(model={"args": ["--note=ours-and-private", "--fast"]})
+    plane = Plane(wanted)
+    passed = {each.check: each.found for each in checked(plane, wanted).passed}
+    plane.version["containerSpec"]["args"] = ["--note=ours-and-private", "--note=theirs", "theirs-too", "--slow"]
+
+    finding = found(checked(plane, wanted))["version.args"]
+
+    pin = f"--revision={'29' * 20}"
+    assert passed["version.args"] == ["--note=(set)", "--fast", pin]
+    assert finding.expected == ["--note=(set)", "--fast", pin]
+    assert finding.found == ["--note=(set)", "--note=(another value)", "(another value)", "--slow"]
+
+
 def test_report_is_plain_json_and_says_what_it_is_of() -> None:
     wanted = spec()
     said = json.loads(json.dumps(checked(Plane(wanted), wanted).as_dict()))
@@ -281,4 +360,4 @@ def test_lines_name_what_was_approved_what_was_found_and_what_to_do() -> None:
     assert f"approved  --revision={'29' * 20}" in text
     assert "\x1b" not in text
     assert "→ upload and deploy the approved one again" in text
-    assert text.endswith("1 thing is not as approved (20 checks, 2 not made)")
+    assert text.endswith("1 thing is not as approved (23 checks, 2 not made)")
