@@ -25,9 +25,9 @@ import harness
 HERE = Path(__file__)
 sys.path.insert(0, str(HERE.parents[1]))
 
-from medport_deploy.plan.making import file as plan_file  # noqa: E402
-from medport_deploy.plan.making import making as plans  # noqa: E402
-from medport_deploy.spec.reading import reading as specs  # noqa: E402
+from medport_deploy.plan import file as plan_file  # noqa: E402
+from medport_deploy.plan import making as plans  # noqa: E402
+from medport_deploy.spec import reading as specs  # noqa: E402
 from medport_deploy.terraform.root import Terraform  # noqa: E402
 
 WHAT = "plan, nothing to do"

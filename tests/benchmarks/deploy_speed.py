@@ -42,9 +42,9 @@ from support.planned import spec_bytes  # noqa: E402
 from support.provider import WheelMissing, attached, reaching, schema_file  # noqa: E402
 
 from medport.lock import LockedFile  # noqa: E402
+from medport_deploy.lock import pinned  # noqa: E402
 from medport_deploy.lock.model_source import locked  # noqa: E402
-from medport_deploy.lock.resolving import pinned  # noqa: E402
-from medport_deploy.spec.reading import reading as specs  # noqa: E402
+from medport_deploy.spec import reading as specs  # noqa: E402
 from medport_local.phantom import weights_dir  # noqa: E402
 from medport_local.snapshot_file import entry_of  # noqa: E402
 
