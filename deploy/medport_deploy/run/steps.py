@@ -143,6 +143,7 @@ class Doing:
 
     def sleep(self, seconds: float) -> None:
         """Let time pass, such as to see how a split does. Raises ``Stopped`` at once if the user asks to."""
+        self.check()
         clock = self._control.polling.clock
         end = clock.now() + seconds
         while (left := end - clock.now()) > 0:

@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -311,4 +310,13 @@ class LiveTrial:
         return split[deployed_model_id]
 
     def _pause(self, sleep: Sleep) -> Callable[[], None]:
-        return partial(sleep, self._gap_s)
+        """Waits between two requests, so that they begin no sooner one after the other than the rate allows."""
+        last = self._now()
+
+        def pause() -> None:
+            nonlocal last
+            # Also where nothing is left to wait for: whoever sleeps for us may have been asked to stop.
+            sleep(max(0.0, last + self._gap_s - self._now()))
+            last = self._now()
+
+        return pause

@@ -9,6 +9,7 @@ Nothing here changes anything at the target.
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -274,13 +275,17 @@ def opened(
     lock = Path(lock_file) if lock_file is not None else path.parent / locks.FILE_NAME
     deployment = Deployment(path, data, spec, lock, telling or Telling())
     state_files.require_private(deployment.directory, deployment.root)
+    pace = gc.get_threshold()
     if will_call:
+        # Much is imported and few cycles are made: to look for garbage at the usual pace costs 0.3 s.
+        gc.set_threshold(100_000, *pace[1:])
         deployment.loading = threading.Thread(target=_load_client, name="medport-client", daemon=True)
         deployment.loading.start()
     try:
         yield deployment
     finally:
         deployment.close()
+        gc.set_threshold(*pace)
 
 
 def version() -> str:
