@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import pty
-import shutil
 import signal
 import subprocess
 import threading
@@ -17,7 +16,8 @@ import pytest
 from support.configurations import copied
 from support.desks import COMMAND, MIRROR, VARIABLE, Desk
 from support.plane_server import KEY, PlaneServer, plane_server
-from support.provider import WheelMissing, attached, reaching, schema_file
+from support.provider import attached, reaching
+from support.provider.needed import schema_or_skip
 
 from medport.errors import EXIT_CHANGES, EXIT_FAILED, EXIT_INTERRUPTED
 from medport_deploy.work import opening as work
@@ -55,12 +55,7 @@ def desk(
 @pytest.fixture
 def by_terraform(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """A desk whose endpoint Terraform makes: the real one, with the stand-in for Google's provider."""
-    if shutil.which("terraform") is None:
-        pytest.skip("terraform 1.11 or later is not on PATH")
-    try:
-        schema = schema_file()
-    except WheelMissing as missing:
-        pytest.skip(str(missing))
+    schema = schema_or_skip()
     copied(desk.root)
     with attached(schema, reaching(desk.server.url, desk.server.line["ca_file"], KEY)) as variables:
         for name in ("TF_REATTACH_PROVIDERS", "TF_CLI_CONFIG_FILE"):

@@ -15,7 +15,8 @@ import pytest
 from support import deploying
 from support.configurations import copied
 from support.plane_server import KEY, PlaneServer, plane_server
-from support.provider import WheelMissing, attached, reaching, schema_file
+from support.provider import attached, reaching
+from support.provider.needed import schema_or_skip
 from support.rollouts import ROLLOUT, Team, lock_of, two_models
 
 from medport.errors import (
@@ -696,12 +697,7 @@ class TestTerraformMakesTheEndpoint:
 
     @pytest.fixture
     def root(self, server: PlaneServer, team: Team, tmp_path: Path) -> Iterator[Callable[[], Terraform]]:
-        if shutil.which("terraform") is None:
-            pytest.skip("terraform 1.11 or later is not on PATH")
-        try:
-            schema = schema_file()
-        except WheelMissing as missing:
-            pytest.skip(str(missing))
+        schema = schema_or_skip()
         team.changes |= {
             "terraform": {"root": "terraform/roots/local"},
             "model": {"endpoint": {"id": "4100000009", "inference_timeout_s": 900}},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from support import deploying
 from support.configurations import copied
 from support.plane_server import KEY, PlaneServer, plane_server
 from support.planned import lock_of, spec_bytes
-from support.provider import WheelMissing, attached, reaching, schema_file
+from support.provider import attached, reaching
+from support.provider.needed import schema_or_skip
 
 from medport_deploy import names, provenance
 from medport_deploy.control.plane import ControlPlane
@@ -26,12 +26,7 @@ ID = "4100000007"
 @pytest.fixture(scope="module")
 def environment(server: PlaneServer) -> Iterator[dict[str, str]]:
     """That attaches the real terraform to a provider which reaches the server."""
-    if shutil.which("terraform") is None:
-        pytest.skip("terraform 1.11 or later is not on PATH")
-    try:
-        schema = schema_file()
-    except WheelMissing as missing:
-        pytest.skip(str(missing))
+    schema = schema_or_skip()
     with attached(schema, reaching(server.url, server.line["ca_file"], KEY)) as variables:
         yield variables
 

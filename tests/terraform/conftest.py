@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.configurations import Cli, copied
 from support.plane_server import KEY, PlaneServer, plane_server
-from support.provider import WheelMissing, attached, reaching, schema_file
+from support.provider import attached, reaching
+from support.provider.needed import schema_or_skip, terraform_or_skip
 
 
 @pytest.fixture(scope="session")
 def terraform() -> str:
     """The binary."""
-    return shutil.which("terraform") or pytest.skip("terraform 1.11 or later is not on PATH")
+    return terraform_or_skip()
 
 
 @pytest.fixture(scope="session")
-def schema(terraform: str) -> Path:
+def schema() -> Path:
     """The schema that the stand-in serves."""
-    try:
-        return schema_file()
-    except WheelMissing as missing:
-        return pytest.skip(str(missing))
+    return schema_or_skip()
 
 
 @pytest.fixture(scope="session")

@@ -8,18 +8,16 @@ Terms are never accepted here: the file names them, and a person writes their id
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from medport.errors import AlreadyExists, ConfigError
-from medport_deploy import names
+from medport_deploy import names, whole_file
 from medport_deploy.first_run import init_text
 from medport_deploy.lock import terms as all_terms
 from medport_deploy.lock.terms import Terms
@@ -146,7 +144,7 @@ def write(path: Path, text: str, *, force: bool = False) -> None:
     """
     try:
         if force:
-            _replace(path, text)
+            whole_file.write(path, text.encode(), mode=0o644)
         else:
             _create(path, text)
     except FileExistsError:
@@ -167,19 +165,6 @@ def _create(path: Path, text: str) -> None:
         except OSError:
             path.unlink()
             raise
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)
-        os.replace(part, path)
-    except OSError:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
-        raise
 
 
 def refuse_to_replace(path: Path) -> NoReturn:

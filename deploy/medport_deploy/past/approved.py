@@ -16,7 +16,7 @@ from pathlib import Path
 from medport import lock as locks
 from medport.errors import ConfigError, NotFound, VerificationError
 from medport.lock import Lock
-from medport_deploy import state_files
+from medport_deploy import state_files, whole_file
 from medport_deploy.spec import reading as specs
 
 DIRECTORY = "approved"
@@ -106,16 +106,7 @@ def _changed(lock_id: str) -> VerificationError:
 
 
 def _write(place: Path, name: str, data: bytes) -> None:
-    handle, made = tempfile.mkstemp(prefix=f".{name}.", dir=place)  # mode 0600
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(made, place / name)
-    except BaseException:
-        os.unlink(made)
-        raise
+    whole_file.write(place / name, data)
     _sync(place)
 
 

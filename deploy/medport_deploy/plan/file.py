@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from medport.errors import ConfigError, PreconditionFailed
 from medport.lock import Lock
-from medport_deploy import state_files
+from medport_deploy import state_files, whole_file
 from medport_deploy.plan.making import LEFTOVERS, Inputs, Plan
 from medport_deploy.plan.reality import Reality, fingerprint
 
@@ -73,16 +72,7 @@ def save(path: Path, plan: Plan) -> Saved:
     whole = {"form": FORM, "version": VERSION, "medport": plan.medport, "sha256": _sha256(said), "plan": said}
     data = json.dumps(whole, sort_keys=True, indent=1, ensure_ascii=False).encode() + b"\n"
     try:
-        handle, made = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
-        try:
-            with open(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(made, path)
-        except BaseException:
-            os.unlink(made)
-            raise
+        whole_file.write(path, data)
     except OSError as fault:
         raise ConfigError(
             f"{path.name} cannot be written ({os.strerror(fault.errno or 0)})",

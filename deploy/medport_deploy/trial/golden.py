@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +22,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medport.errors import ConfigError
-from medport_deploy import state_files
+from medport_deploy import state_files, whole_file
 from medport_deploy.trial.probing import Answer
 
 SAME_COSINE = 0.999
@@ -146,14 +145,7 @@ def write(file: Path, content: BaseModel) -> None:
     """
     try:
         state_files.make_directory(file.parent)
-        handle, made = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
-        try:
-            with open(handle, "w", encoding="utf-8") as opened:
-                opened.write(content.model_dump_json(exclude_none=True))
-            os.replace(made, file)
-        except BaseException:
-            os.unlink(made)
-            raise
+        whole_file.write(file, content.model_dump_json(exclude_none=True).encode())
     except OSError as fault:
         raise ConfigError(f"{file.name} cannot be written ({os.strerror(fault.errno or 0)})") from fault
 

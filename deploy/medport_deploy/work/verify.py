@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ import orjson
 
 from medport.errors import ConfigError
 from medport.lock import Lock
+from medport_deploy import whole_file
 from medport_deploy.past import history, unapplied
 from medport_deploy.trial.trial import LiveTrial
 from medport_deploy.verify import checking as verify
@@ -134,15 +134,7 @@ def write(found: Report, file: Path, *, key_pem: bytes | None) -> None:
     else:
         data = report.sign(found, key_pem)
     try:
-        handle, made = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        try:
-            with open(handle, "wb") as opened:
-                opened.write(data)
-            os.chmod(made, 0o644)  # whoever audits reads it, and there is no secret in it
-            os.replace(made, file)
-        except BaseException:
-            os.unlink(made)
-            raise
+        whole_file.write(file, data, mode=0o644)  # whoever audits reads it, and there is no secret in it
     except OSError as fault:
         raise ConfigError(
             f"{file.name} cannot be written ({os.strerror(fault.errno or 0)})",
