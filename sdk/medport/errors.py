@@ -31,6 +31,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 class MedportError(Exception):
@@ -235,3 +236,16 @@ def class_for(http: int, reason: str | None = None) -> type[MedportError]:
     if reason is not None and reason in _BY_REASON:
         return _BY_REASON[reason]
     return _BY_HTTP.get(http, ServerError if http >= 500 else InputError)
+
+
+def errors_dict(error: MedportError) -> dict[str, Any]:
+    """An error for JSON: type, message, field, remedy, request_id, retryable."""
+    return {
+        "type": type(error).__name__,
+        "message": error.message,
+        "field": error.field,
+        "remedy": error.remedy,
+        "backend": error.backend,
+        "request_id": error.request_id,
+        "retryable": error.retryable,
+    }

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from medport.errors import MedportError
+from medport.errors import MedportError, errors_dict
 
 Language = Literal["en", "zh-Hant", "zh-Hans", "de", "fr", "es", "ja"]
 NOTICES: Mapping[str, str] = {
@@ -241,16 +241,3 @@ class Classifications(_Preliminary, Sequence["Classification | None"]):
             for position, item in enumerate(self.items)
         ]
         return {"items": items, **self._envelope()}
-
-
-def errors_dict(error: MedportError) -> dict[str, Any]:
-    """An error for JSON: type, message, field, remedy, request_id, retryable."""
-    return {
-        "type": type(error).__name__,
-        "message": error.message,
-        "field": error.field,
-        "remedy": error.remedy,
-        "backend": error.backend,
-        "request_id": error.request_id,
-        "retryable": error.retryable,
-    }

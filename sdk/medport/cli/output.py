@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
-from medport.errors import EXIT_USAGE, MedportError, row_of
+from medport.errors import EXIT_USAGE, MedportError, errors_dict, row_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,8 +118,6 @@ class Output:
 
     def failure(self, error: MedportError) -> int:
         """Say on stderr what is wrong and what to do. Gives the exit code of the error."""
-        from medport.results import errors_dict
-
         code = row_of(error).exit_code
         self._fault({**errors_dict(error), "exit_code": code}, _what(error), error.remedy)
         return code
@@ -148,8 +146,6 @@ class Output:
         first = errors[min(errors)]
         if len(errors) == 1:
             return self.failure(first)
-        from medport.results import errors_dict
-
         code = row_of(first).exit_code
         if self.json:
             every = {str(position): errors_dict(error) for position, error in errors.items()}
